@@ -1,0 +1,249 @@
+"""Calibrate: run samples through the float model in onnxruntime and keep statistics only.
+
+The graph's outputs become the tensors that are asked for, so that onnxruntime runs with its
+optimizations on and drops what nobody needs. Channel means of convolutions are taken in the graph
+(GlobalAveragePool), where they cost a hundredth of fetching the tensor.
+
+Statistics do not depend on the batch size or the order: counts are integers, sums are exact, and
+what is summed is calculated sample by sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxq.calibration import Calibration
+from onnxq.errors import CalibrationError, DataError, ModelError
+from onnxq.numerics.exact import ExactSum
+from onnxq.numerics.statistics import ChannelMeans, StatisticsBuilder
+from onnxq.prepare import Prepared
+from onnxq.qtypes import Array
+from onnxq.runtime import Feed, RuntimeFailure, run, session
+from onnxq.samples import InputSpec, Samples, input_specs
+
+__all__ = ["Request", "calibrate", "fingerprint", "request_of"]
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to collect: tensors, and channel means of tensors with the axis of their channels."""
+
+    tensors: tuple[str, ...]
+    means: Mapping[str, int]
+    histograms: bool = True
+
+
+def request_of(placements: Iterable[tuple[Sequence[str], Mapping[str, int]]]) -> Request:
+    """The union of what several placements need: (owners, measured) of each."""
+    tensors: set[str] = set()
+    means: dict[str, int] = {}
+    for owners, measured in placements:
+        tensors.update(owners)
+        means.update(measured)
+    return Request(tuple(sorted(tensors)), dict(sorted(means.items())))
+
+
+def calibrate(
+    prepared: Prepared,
+    samples: Samples,
+    request: Request,
+    *,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Statistics of the requested tensors over all samples.
+
+    batch_size: how many samples run at once, where the model's inputs allow it; the result is the
+        same. Samples of different shapes never share a batch.
+
+    Raises ModelError if onnxruntime cannot load or run the model, CalibrationError for NaN or Inf
+    in an activation.
+    """
+    specs = input_specs(prepared.ir)
+    collector = _Collector(prepared, request, {spec.name for spec in specs})
+    done = 0
+    try:
+        with session(collector.model, _options()) as active:
+            if batch_size > 1 and not _can_batch(active, samples, specs, collector):
+                batch_size = 1
+            for first, feed, count in _batches(samples, specs, batch_size):
+                collector.add(run(active, feed, collector.fetches), feed, first, count)
+                done += count
+                if progress is not None:
+                    progress(done, len(samples))
+    except RuntimeFailure as error:
+        what = f"cannot run sample {done}" if done else "cannot load or run the model"
+        raise ModelError(f"{prepared.label}: onnxruntime {what}: {error}") from error
+    return Calibration(
+        fingerprint(prepared),
+        done,
+        {name: builder.build() for name, builder in collector.tensors.items()},
+        collector.means(),
+    )
+
+
+def _options() -> ort.SessionOptions:
+    return ort.SessionOptions()
+
+
+class _Collector:
+    """The model that gives what is asked for, and the builders that take it."""
+
+    def __init__(self, prepared: Prepared, request: Request, inputs: set[str]) -> None:
+        self.label = prepared.label
+        self.tensors = {n: StatisticsBuilder(histogram=request.histograms) for n in request.tensors}
+        self._inputs = inputs
+        self._rows: dict[str, list[Array]] = {}
+        self._sums: dict[str, ChannelMeans] = {}
+        self.model = prepared.ir.clone()
+        values = {v.name: v for node in self.model.graph for v in node.outputs}
+        outputs: list[ir.Value] = []
+        for name in request.tensors:
+            if name in inputs:
+                continue
+            if name not in values:
+                raise CalibrationError(f"{self.label}: there is no tensor {name!r}")
+            outputs.append(values[name])
+        self._fetched = [value.name or "" for value in outputs]
+        self._averaged: list[tuple[str, ir.Value]] = []
+        for name, axis in request.means.items():
+            self._averaged.append((name, _channel_means(self.model.graph, values[name], axis)))
+        for _, value in self._averaged:
+            if value not in outputs:
+                outputs.append(value)
+        for value in outputs:
+            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+        self.model.graph.outputs.clear()
+        self.model.graph.outputs.extend(outputs)
+        self.fetches = [value.name or "" for value in outputs]
+
+    def add(self, results: list[Array], feed: Feed, first: int, count: int) -> None:
+        found = dict(zip(self.fetches, results, strict=True))
+        for name, builder in self.tensors.items():
+            array = feed[name] if name in self._inputs else found[name]
+            if array.dtype != np.float32:
+                raise CalibrationError(f"{self.label}: tensor {name!r} is {array.dtype}, not float32")
+            if not builder.add(array, count):
+                last = f" to {first + count - 1}" if count > 1 else ""
+                raise CalibrationError(
+                    f"{self.label}: tensor {name!r} holds NaN or Inf for sample {first}{last}; look "
+                    "at that sample, or leave the node out with --exclude"
+                )
+        for name, value in self._averaged:
+            self._add_means(name, found[value.name or ""], count)
+
+    def _add_means(self, name: str, x: Array, count: int) -> None:
+        """x: [count * rows, channels, 1, ...] or [count, ..., channels]; each sample's mean."""
+        pooled = x.ndim > 2 and all(d == 1 for d in x.shape[2:])
+        channels = x.shape[1] if pooled else x.shape[-1]
+        if x.size == 0:
+            return
+        rows = x.reshape(count, -1, channels).astype(np.float64).mean(axis=1)
+        means = ChannelMeans(count, ExactSum.of(rows.astype(np.float32)))
+        known = self._sums.get(name)
+        self._sums[name] = means if known is None else known + means
+
+    def means(self) -> dict[str, ChannelMeans]:
+        return {name: self._sums[name] for name, _ in self._averaged if name in self._sums}
+
+
+def _channel_means(graph: ir.Graph, value: ir.Value, axis: int) -> ir.Value:
+    """A value from which the means per channel follow cheaply: pooled if channels are axis 1."""
+    if axis != 1:
+        return value
+    node = ir.node("GlobalAveragePool", [value], name=f"{value.name}/onnxq_mean")
+    node.outputs[0].name = f"{value.name}/onnxq_mean"
+    graph.append(node)
+    return node.outputs[0]
+
+
+def _batches(
+    samples: Samples, specs: Sequence[InputSpec], size: int
+) -> Iterator[tuple[int, Feed, int]]:
+    """Index of the first sample, feed, number of samples."""
+    pending: list[Feed] = []
+    first = 0
+    for index in range(len(samples)):
+        feed = samples[index]
+        if pending and (len(pending) == size or _shapes(feed) != _shapes(pending[0])):
+            yield first, _joined(pending, specs), len(pending)
+            pending, first = [], index
+        pending.append(feed)
+    if pending:
+        yield first, _joined(pending, specs), len(pending)
+
+
+def _shapes(feed: Feed) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in feed.items()}
+
+
+def _joined(feeds: list[Feed], specs: Sequence[InputSpec]) -> Feed:
+    if len(feeds) == 1:
+        return feeds[0]
+    return {s.name: np.concatenate([feed[s.name] for feed in feeds]) for s in specs}
+
+
+def _can_batch(
+    active: ort.InferenceSession,
+    samples: Samples,
+    specs: Sequence[InputSpec],
+    collector: _Collector,
+) -> bool:
+    """Whether two samples at once give, for every tensor, the two results one after the other."""
+    if len(samples) < 2 or not all(spec.batched for spec in specs):
+        return False
+    pair = [samples[0], samples[1]]
+    if _shapes(pair[0]) != _shapes(pair[1]) or any(a.shape[0] != 1 for a in pair[0].values()):
+        return False
+    try:
+        alone = [run(active, feed, collector.fetches) for feed in pair]
+        both = run(active, _joined(pair, specs), collector.fetches)
+    except RuntimeFailure:
+        return False  # a Reshape to a fixed batch, for example; one by one works or says why not
+    return all(
+        a.ndim > 0 and np.array_equal(np.concatenate([a, b]), c)
+        for a, b, c in zip(*alone, both, strict=True)
+    )
+
+
+def fingerprint(prepared: Prepared) -> str:
+    """SHA-256 of the prepared model: nodes, names and weights."""
+    digest = hashlib.sha256()
+    for graph in prepared.ir.graphs():
+        for value in graph.inputs:
+            digest.update(f"input {value.name} {value.dtype} {value.shape}\n".encode())
+        for node in graph:
+            attributes = sorted(f"{a.name}={a.value!r}" for a in node.attributes.values() if _plain(a))
+            names = [v.name if v is not None else None for v in (*node.inputs, *node.outputs)]
+            digest.update(f"{node.domain} {node.op_type} {names} {attributes}\n".encode())
+        for name, value in sorted(graph.initializers.items()):
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+            digest.update(tensor.tobytes())
+            if isinstance(tensor, ir.ExternalTensor):
+                tensor.release()
+    return digest.hexdigest()
+
+
+def _plain(attribute: ir.Attr) -> bool:
+    return attribute.type not in (
+        ir.AttributeType.GRAPH,
+        ir.AttributeType.GRAPHS,
+        ir.AttributeType.TENSOR,
+        ir.AttributeType.TENSORS,
+    )
+
+
+def check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise DataError(f"batch size must be at least 1, got {batch_size}")

@@ -1,0 +1,53 @@
+"""Writing files so that whatever happens, the old content or the new one is there, never half."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from onnxq.errors import OutputError
+
+__all__ = ["check_writable", "write_atomically"]
+
+
+def check_writable(path: Path) -> None:
+    """Raises OutputError, before any work is done, if a file cannot be written at `path`."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: the directory {folder} does not exist")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory; name a file")
+    try:
+        handle, probe = tempfile.mkstemp(dir=folder, prefix=".onnxq-")
+    except OSError as error:
+        raise OutputError(
+            f"{path}: the directory {folder} cannot be written to ({error.strerror})"
+        ) from error
+    os.close(handle)
+    os.unlink(probe)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a temporary file beside `path`, then rename. Raises OutputError."""
+    check_writable(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        make_public(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path}: could not be written: {error.strerror or error}") from error
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def make_public(path: str) -> None:
+    """Give a temporary file (made readable for its owner alone) the permissions of a plain one."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)

@@ -1,0 +1,129 @@
+"""Load: a path, a ModelProto or an onnx-ir model becomes a `SourceModel`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import google.protobuf.message
+import onnx
+import onnx_ir as ir
+
+from onnxq.errors import ExternalDataError, ModelError
+
+__all__ = ["ModelLike", "SourceModel", "constant", "initializers", "load", "new_value"]
+
+ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A model as the user gave it. Stages that change it work on a clone.
+
+    path: the file it came from, None if it was given in memory.
+    """
+
+    ir: ir.Model
+    path: Path | None
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return str(self.path) if self.path else f"model {self.ir.graph.name or '(in memory)'}"
+
+
+def load(model: ModelLike) -> SourceModel:
+    """Read and check a model.
+
+    Raises ModelError if it is not an ONNX model, is truncated or holds no node, and
+    ExternalDataError if a file with its weights is missing, too short or outside its directory.
+    """
+    if isinstance(model, ir.Model):
+        source = SourceModel(model.clone(), None)
+    elif isinstance(model, onnx.ModelProto):
+        source = SourceModel(_from_proto(model, "the ModelProto"), None)
+    else:
+        source = _load_file(Path(model))
+    if len(source.ir.graph) == 0:
+        raise ModelError(f"{source.label}: the graph has no node: is this an ONNX model?")
+    if not source.ir.opset_imports:
+        raise ModelError(f"{source.label}: no opset is declared: is this an ONNX model?")
+    for value in initializers(source.ir):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            _check_external(value.const_value, source.label)
+    return source
+
+
+def _load_file(path: Path) -> SourceModel:
+    if not path.exists():
+        raise ModelError(f"{path}: no such file")
+    if path.is_dir():
+        raise ModelError(f"{path}: a directory, not an ONNX file")
+    # Absolute, so that onnx-ir knows the directory that external data must be in
+    absolute = Path(os.path.abspath(path))
+    try:
+        proto = onnx.load(str(absolute), format="protobuf", load_external_data=False)
+    except google.protobuf.message.DecodeError as error:
+        raise ModelError(
+            f"{path}: not an ONNX file, or a truncated one ({error}); export or copy it again"
+        ) from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    model = _from_proto(proto, str(path))
+    ir.external_data.set_base_dir(model.graph, absolute.parent)
+    return SourceModel(model, path)
+
+
+def _from_proto(proto: onnx.ModelProto, label: str) -> ir.Model:
+    try:
+        return ir.from_proto(proto)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ModelError(f"{label}: not a valid ONNX graph: {error}") from error
+
+
+def _check_external(tensor: ir.ExternalTensor, label: str) -> None:
+    base = os.path.realpath(tensor.base_dir or ".")
+    path = os.path.realpath(tensor.path)
+    if os.path.commonpath([base, path]) != base:
+        raise ExternalDataError(
+            f"{label}: weight {tensor.name!r} is stored in {tensor.location!r}, outside the model's "
+            "directory; move the file beside the model and store its plain name"
+        )
+    if not os.path.isfile(path):
+        raise ExternalDataError(
+            f"{label}: weight {tensor.name!r} is stored in {tensor.location!r}, which is missing; "
+            f"copy it into {base}"
+        )
+    needed = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if os.path.getsize(path) < needed:
+        raise ExternalDataError(
+            f"{label}: weight {tensor.name!r} needs {needed} bytes of {tensor.location!r}, which "
+            f"has {os.path.getsize(path)}; copy it again"
+        )
+
+
+def initializers(model: ir.Model) -> Iterator[ir.Value]:
+    """All initializers, of the main graph and of the bodies of If, Loop and Scan."""
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initializer that no caller can override, else None."""
+    if value is None or not value.is_initializer() or value.is_graph_input():
+        return None
+    return value.const_value
+
+
+def new_value(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Register an initializer with `tensor` in `graph`."""
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(tensor.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value

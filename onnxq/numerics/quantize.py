@@ -1,0 +1,105 @@
+"""Affine quantization (ONNX QuantizeLinear): q = clip(round(x / scale) + zero_point, qmin, qmax)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxq.qtypes import (
+    Array,
+    Float32Array,
+    Float64Array,
+    PerChannel,
+    QType,
+    QuantParams,
+    QuantSpec,
+)
+
+__all__ = ["abs_max", "dequantize", "params_from_range", "quantize", "symmetric_params"]
+
+# Below this a scale loses precision (float32 subnormals): such a tensor is zero for all purposes.
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+
+def abs_max(x: Array, axis: int | None) -> Float32Array:
+    """Largest magnitude of x: shape [] if axis is None, else [x.shape[axis]]. 0 for no elements."""
+    if axis is None:
+        return np.asarray(_magnitude(x, None), np.float32)
+    others = tuple(i for i in range(x.ndim) if i != axis)
+    return np.asarray(_magnitude(x, others), np.float32)
+
+
+def _magnitude(x: Array, axes: tuple[int, ...] | None) -> Array:
+    # max and -min need no copy of |x|, which matters for weights of gigabytes
+    return np.maximum(x.max(axis=axes, initial=0.0), -x.min(axis=axes, initial=0.0))
+
+
+def symmetric_params(spec: QuantSpec, alpha: Array) -> QuantParams:
+    """Scale alpha / qmax, zero point 0; alpha is the magnitude that maps to qmax, >= 0.
+
+    A dead tensor or channel (alpha of 0, or too small for float32) gets scale 1: its integers are
+    0 whatever the scale, and a tiny one would overflow the int32 bias that is a multiple of it.
+    """
+    scale = np.asarray(alpha, np.float64) / spec.qtype.qmax
+    scale = np.where(scale < SMALLEST_SCALE, 1.0, scale).astype(np.float32)
+    return QuantParams(spec, scale, np.zeros(scale.shape, spec.qtype.dtype))
+
+
+def params_from_range(spec: QuantSpec, low: float, high: float) -> QuantParams:
+    """Per-tensor parameters for values in low..high (widened to hold 0, so that 0 is exact)."""
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if spec.symmetric:
+        return symmetric_params(spec, np.asarray(max(-low, high)))
+    qtype = spec.qtype
+    scale = np.float32((high - low) / (qtype.qmax - qtype.qmin))
+    if scale < SMALLEST_SCALE:
+        scale = np.float32(1.0)
+    zero_point = np.clip(np.rint(qtype.qmin - low / float(scale)), qtype.qmin, qtype.qmax)
+    return QuantParams(spec, np.asarray(scale), np.asarray(zero_point, qtype.dtype))
+
+
+def quantize(x: Array, params: QuantParams) -> Array:
+    """Integers of params' type, of x's shape; rounds half to even as QuantizeLinear does."""
+    qtype = params.spec.qtype
+    low = -qtype.qmax if params.spec.symmetric else qtype.qmin
+    scale, zero_point = _along(params, x.ndim)
+    if qtype.bits > 16:  # a float32 quotient cannot hold 32-bit integers
+        q = np.rint(np.asarray(x, np.float64) / scale)
+    else:
+        q = np.asarray(x, np.float32) / scale
+        np.rint(q, out=q)
+    if not params.spec.symmetric:
+        q += zero_point
+    np.clip(q, low, qtype.qmax, out=q)
+    return q.astype(qtype.dtype)
+
+
+def dequantize(q: Array, params: QuantParams) -> Float32Array:
+    """(q - zero_point) * scale as float32, as DequantizeLinear does."""
+    scale, zero_point = _along(params, q.ndim)
+    wide = q.astype(np.int64) if params.spec.qtype.bits > 16 else q.astype(np.int32)
+    return np.asarray((wide - zero_point).astype(np.float32) * scale, np.float32)
+
+
+def _along(params: QuantParams, ndim: int) -> tuple[Float32Array, Array]:
+    """Scale and zero point (wide enough to calculate with), shaped to broadcast over the axis."""
+    zero_point = params.zero_point.astype(np.int32)
+    granularity = params.spec.granularity
+    if not isinstance(granularity, PerChannel):
+        return params.scale, zero_point
+    shape = [1] * ndim
+    shape[granularity.axis] = -1
+    return params.scale.reshape(shape), zero_point.reshape(shape)
+
+
+def levels(qtype: QType, *, symmetric: bool) -> int:
+    """Number of steps between the smallest and the largest integer that is used."""
+    return 2 * qtype.qmax if symmetric else qtype.qmax - qtype.qmin
+
+
+def fake_quantize(x: Float64Array, low: float, high: float, steps: int) -> Float64Array:
+    """x rounded to the `steps` + 1 values that low..high offers, and clipped to it, in float64."""
+    scale = (high - low) / steps
+    if scale <= 0.0:
+        return np.zeros_like(x)
+    zero = np.rint(low / scale)
+    return np.asarray((np.clip(np.rint(x / scale), zero, zero + steps)) * scale)

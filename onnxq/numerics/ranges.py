@@ -1,0 +1,238 @@
+"""Calibration methods: from the statistics of a tensor to the range that is quantized.
+
+Each method is one function and one row of `METHODS`. A method gives low and high, low <= 0 <= high
+not required (`params_from_range` widens); a symmetric range is (-alpha, alpha).
+
+The symmetric forms of `abs_max`, `hist` and `KL` follow PaddleSlim's definitions, on |x| counted in
+2048 bins over its exact range; so do `mse` and `emd`, except that they search over the histogram of
+the whole set, up to the full range, where PaddleSlim searches batch by batch up to 0.98 of it; and
+`avg` averages over samples, where PaddleSlim averages over batches. `KL` adds the start of the
+range (min|x|), which PaddleSlim leaves out.
+
+Asymmetric forms: `min_max` and `avg` use both ends; `abs_max` is the symmetric range cut off at 0
+where nothing has the other sign; `hist` bounds each tail by its own share; `KL` is the symmetric
+threshold (with all the levels if the data has one sign) within the minimum and the maximum; `mse`
+and `emd` shrink each end by a factor of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.numerics.quantize import fake_quantize
+from onnxq.numerics.statistics import TensorStatistics
+from onnxq.qtypes import Float64Array
+
+__all__ = ["BINS", "METHODS", "RangeOptions", "Range", "kl_threshold"]
+
+BINS = 2048
+# Shares of the full range that mse and emd try
+SHRINK = np.linspace(0.30, 1.00, 36)
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RangeOptions:
+    """What the methods are asked for.
+
+    bits: of the activation. symmetric: the range is to be -alpha..alpha.
+    percentile: for `hist`, the share of the values to cover, 0 < percentile <= 1.
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+    percentile: float = 0.9999
+
+    @property
+    def magnitude_levels(self) -> int:
+        """Integers above 0 of a symmetric range."""
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def levels(self) -> int:
+        """Steps between the lowest and the highest integer."""
+        return 2 * self.magnitude_levels if self.symmetric else (1 << self.bits) - 1
+
+
+def min_max(stats: TensorStatistics, options: RangeOptions) -> Range:
+    """The smallest and the largest value seen."""
+    return _cut(stats, stats.abs_max) if options.symmetric else (stats.minimum, stats.maximum)
+
+
+def abs_max(stats: TensorStatistics, options: RangeOptions) -> Range:
+    """The largest magnitude seen, on both sides."""
+    alpha = stats.abs_max
+    if options.symmetric:
+        return -alpha, alpha
+    return (-alpha if stats.minimum < 0 else 0.0), (alpha if stats.maximum > 0 else 0.0)
+
+
+def avg(stats: TensorStatistics, options: RangeOptions) -> Range:
+    """The mean over samples of each sample's largest magnitude (or minimum and maximum)."""
+    low, high, alpha = stats.mean_extremes()
+    return (-alpha, alpha) if options.symmetric else (low, high)
+
+
+def hist(stats: TensorStatistics, options: RangeOptions) -> Range:
+    """The middle of the first of 2048 bins at which the cumulative share reaches the percentile."""
+    if options.symmetric:
+        start = stats.abs_min
+        counts, width = _magnitudes(stats)
+        alpha = start + (_first_reaching(counts, options.percentile) + 0.5) * width
+        return -alpha, alpha
+    counts, width = _signed(stats)
+    upper = _first_reaching(counts, options.percentile)
+    lower = BINS - 1 - _first_reaching(counts[::-1], options.percentile)
+    low = stats.minimum + (lower + 0.5) * width
+    high = stats.minimum + (upper + 0.5) * width
+    # one tail only: a side on which there is nothing has nothing to clip
+    return (min(stats.minimum, low) if stats.minimum >= 0 else low), (
+        max(stats.maximum, high) if stats.maximum <= 0 else high
+    )
+
+
+def _first_reaching(counts: Float64Array, share: float) -> int:
+    cumulative = np.cumsum(counts)
+    return int(np.searchsorted(cumulative, share * cumulative[-1] * (1 - 1e-12)))
+
+
+def kl(stats: TensorStatistics, options: RangeOptions) -> Range:
+    """The threshold that minimizes KL(P || Q), P being |x| clipped, Q the same quantized.
+
+    Source: S. Migacz, "8-bit Inference with TensorRT" (2017), as PaddleSlim implements it.
+    """
+    counts, width = _magnitudes(stats)
+    one_sided = not options.symmetric and (stats.minimum >= 0 or stats.maximum <= 0)
+    groups = options.levels if one_sided else options.magnitude_levels
+    alpha = stats.abs_min + (kl_threshold(counts, groups) + 0.5) * width
+    return (-alpha, alpha) if options.symmetric else _cut(stats, alpha)
+
+
+def kl_threshold(counts: Float64Array, groups: int) -> int:
+    """The number i of bins to keep, len(counts) // 2 <= i < len(counts), with the least KL(P || Q).
+
+    P is counts[:i] with all that lies beyond added to its last bin. Q sums counts[:i] in `groups`
+    groups of i // groups bins (the last takes the remainder) and spreads each sum evenly over the
+    group's bins that are not empty. A candidate whose last bin is empty is passed over; if all are,
+    the result is the last bin below the middle that is not.
+    """
+    bins = counts.size
+    first = (bins - 1) // 2
+    i = np.flatnonzero(counts[first - 1 : bins - 1] > 0) + first
+    if i.size == 0:
+        occupied = np.flatnonzero(counts[: first + 1] > 0)
+        return int(occupied[-1]) if occupied.size else 0
+    total = counts.sum()
+    mass = np.concatenate([[0.0], np.cumsum(counts)])
+    occupied_bins = np.concatenate([[0], np.cumsum(counts > 0)])
+    p_log_p = np.concatenate([[0.0], np.cumsum(_x_log_x(counts))])
+
+    edges = (i // groups)[:, None] * np.arange(groups + 1)
+    edges[:, -1] = i
+    group_mass = np.diff(mass[edges], axis=1)
+    group_size = np.diff(occupied_bins[edges], axis=1)
+    outliers = total - mass[i]
+    p_in_group = group_mass.copy()
+    p_in_group[:, -1] += outliers
+    last = counts[i - 1]
+    sum_p_log_p = p_log_p[i - 1] + _x_log_x(last + outliers)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_q = np.log(group_mass / group_size)
+    sum_p_log_q = np.where(group_size > 0, p_in_group * log_q, 0.0).sum(axis=1)
+    divergence = (
+        sum_p_log_p - sum_p_log_q + total * np.log(mass[i]) - total * np.log(total)
+    ) / total
+    return int(i[np.argmin(divergence)])
+
+
+def _x_log_x(x: Float64Array) -> Float64Array:
+    return np.asarray(x * np.log(np.where(x > 0, x, 1.0)))
+
+
+def mse(stats: TensorStatistics, options: RangeOptions) -> Range:
+    """The range with the least mean squared error of quantizing the histogram."""
+    return _search(stats, options, lambda x, y, share: float(share @ np.square(x - y)))
+
+
+def emd(stats: TensorStatistics, options: RangeOptions) -> Range:
+    """The range that least changes mean and standard deviation: |mean - mean'| + |std - std'|."""
+
+    def loss(x: Float64Array, y: Float64Array, share: Float64Array) -> float:
+        mean_x, mean_y = share @ x, share @ y
+        std_x = np.sqrt(share @ np.square(x - mean_x))
+        std_y = np.sqrt(share @ np.square(y - mean_y))
+        return float(abs(mean_x - mean_y) + abs(std_x - std_y))
+
+    return _search(stats, options, loss)
+
+
+Loss = Callable[[Float64Array, Float64Array, Float64Array], float]
+
+
+def _search(stats: TensorStatistics, options: RangeOptions, loss: Loss) -> Range:
+    """Least loss over the shares of SHRINK; ties go to the wider range.
+
+    An asymmetric range is searched one end at a time, twice: the ends interact through the step.
+    """
+    x, counts = _centres(stats)
+    share = counts / counts.sum()
+    steps = options.levels
+
+    def best(candidates: list[Range]) -> Range:
+        losses = [loss(x, fake_quantize(x, low, high, steps), share) for low, high in candidates]
+        return candidates[len(losses) - 1 - int(np.argmin(losses[::-1]))]
+
+    if options.symmetric:
+        alpha = stats.abs_max
+        return best([(-s * alpha, s * alpha) for s in SHRINK.tolist()])
+    low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
+    lows = [s * low for s in SHRINK.tolist()] if low < 0 else [0.0]
+    highs = [s * high for s in SHRINK.tolist()] if high > 0 else [0.0]
+    for _ in range(2 if low < 0 < high else 1):
+        _, high = best([(low, h) for h in highs])
+        low, _ = best([(at, high) for at in lows])
+    return low, high
+
+
+def _magnitudes(stats: TensorStatistics) -> tuple[Float64Array, float]:
+    """Counts of |x| in 2048 bins over its exact range, and the bins' width."""
+    edges = np.linspace(stats.abs_min, stats.abs_max, BINS + 1)
+    counts = stats.counted.magnitudes(edges, stats.abs_min, stats.abs_max)
+    return counts, float(edges[1] - edges[0])
+
+
+def _signed(stats: TensorStatistics) -> tuple[Float64Array, float]:
+    """Counts of x in 2048 bins over its exact range, and the bins' width."""
+    edges = np.linspace(stats.minimum, stats.maximum, BINS + 1)
+    counts = stats.counted.rebin(edges, stats.minimum, stats.maximum)
+    return counts, float(edges[1] - edges[0])
+
+
+def _centres(stats: TensorStatistics) -> tuple[Float64Array, Float64Array]:
+    """Centres and counts of the occupied of 4096 bins over x's exact range."""
+    edges = np.linspace(stats.minimum, stats.maximum, 2 * BINS + 1)
+    counts = stats.counted.rebin(edges, stats.minimum, stats.maximum)
+    occupied = counts > 0
+    return ((edges[:-1] + edges[1:]) / 2)[occupied], counts[occupied]
+
+
+def _cut(stats: TensorStatistics, alpha: float) -> Range:
+    return max(stats.minimum, -alpha), min(stats.maximum, alpha)
+
+
+Method = Callable[[TensorStatistics, RangeOptions], Range]
+
+METHODS: dict[str, Method] = {
+    "KL": kl,
+    "hist": hist,
+    "percentile": hist,
+    "mse": mse,
+    "emd": emd,
+    "avg": avg,
+    "abs_max": abs_max,
+    "min_max": min_max,
+}

@@ -1,0 +1,182 @@
+"""Parametrize: a placement, statistics and a method become a `Plan`: scales and zero points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.calibration import Calibration
+from onnxq.errors import CalibrationError, ModelError, OptionError
+from onnxq.numerics.quantize import abs_max, params_from_range, symmetric_params
+from onnxq.numerics.ranges import METHODS, RangeOptions
+from onnxq.plan import ActivationPlacement, Placement, Plan, Use, WeightPlacement
+from onnxq.prepare import Prepared
+from onnxq.qtypes import (
+    INT32,
+    Float64Array,
+    PerChannel,
+    PerTensor,
+    QuantParams,
+    QuantSpec,
+)
+
+__all__ = ["DEFAULT_METHOD", "MethodOptions", "parametrize"]
+
+DEFAULT_METHOD = "mse"
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """The calibration method and its own parameter.
+
+    percentile: for `hist` and `percentile`; a share (0.9999) or percent (99.99).
+    """
+
+    method: str = DEFAULT_METHOD
+    percentile: float = 0.9999
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise OptionError(f"unknown method {self.method!r}; there are {', '.join(METHODS)}")
+        if not (0.5 < self.percentile <= 1.0 or 50.0 < self.percentile <= 100.0):
+            raise OptionError(
+                f"percentile {self.percentile:g} is out of range: give a share above 0.5 and up to "
+                "1 (0.9999) or percent above 50 and up to 100 (99.99)"
+            )
+
+    @property
+    def share(self) -> float:
+        return self.percentile / 100 if self.percentile > 1.0 else self.percentile
+
+
+def parametrize(
+    prepared: Prepared,
+    placement: Placement,
+    calibration: Calibration | None = None,
+    options: MethodOptions | None = None,
+) -> Plan:
+    """Scale and zero point of every placed tensor.
+
+    Raises CalibrationError if the statistics lack a tensor, ModelError for NaN or Inf in a weight.
+    """
+    params: dict[str, QuantParams] = {}
+    for weight in placement.weights:
+        params[weight.tensor] = _weight_params(prepared, weight)
+    for activation in placement.activations:
+        if activation.unit_range:
+            params[activation.tensor] = _unit_params(activation.spec)
+        elif activation.owner not in params:
+            if calibration is None:
+                raise CalibrationError("activations need statistics: none were given")
+            params[activation.owner] = _activation_params(activation, calibration, options)
+    biases = _fit_biases(prepared, placement, params)
+    return Plan(placement, params, biases)
+
+
+def _tensor(prepared: Prepared, name: str) -> ir.TensorProtocol:
+    for graph in prepared.ir.graphs():
+        value = graph.initializers.get(name)
+        if value is not None and value.const_value is not None:
+            return value.const_value
+    raise KeyError(name)
+
+
+def _weight_params(prepared: Prepared, weight: WeightPlacement) -> QuantParams:
+    tensor = _tensor(prepared, weight.tensor)
+    values = tensor.numpy()
+    granularity = weight.spec.granularity
+    axis = granularity.axis if isinstance(granularity, PerChannel) else None
+    magnitude = abs_max(values, axis)
+    if not np.isfinite(magnitude).all():
+        raise ModelError(
+            f"{prepared.label}: weight {weight.tensor!r} holds NaN or Inf; "
+            "it cannot be quantized, and the float model is likely broken too"
+        )
+    if weight.spec.symmetric:
+        params = symmetric_params(weight.spec, magnitude)
+    else:
+        low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+        params = params_from_range(weight.spec, low, high)
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()  # mapped pages count as resident memory
+    return params
+
+
+def _unit_params(spec: QuantSpec) -> QuantParams:
+    """0..1 in 256 steps of which the last is 255/256 (1/127 steps if symmetric)."""
+    qtype = spec.qtype
+    if spec.symmetric:
+        return symmetric_params(spec, np.asarray(1.0))
+    scale = np.asarray(1 / (qtype.qmax - qtype.qmin + 1), np.float32)
+    return QuantParams(spec, scale, np.asarray(qtype.qmin, qtype.dtype))
+
+
+def _activation_params(
+    activation: ActivationPlacement, calibration: Calibration, options: MethodOptions | None
+) -> QuantParams:
+    options = options or MethodOptions()
+    stats = calibration.of(activation.owner)
+    spec = activation.spec
+    if spec.qtype.bits > 8 and options.method == "KL":
+        raise OptionError("KL degenerates above 8 bits: choose another method")
+    if stats is None:
+        return params_from_range(spec, 0.0, 0.0)
+    low, high = METHODS[options.method](
+        stats, RangeOptions(spec.qtype.bits, spec.symmetric, options.share)
+    )
+    return params_from_range(spec, low, high)
+
+
+def _fit_biases(
+    prepared: Prepared, placement: Placement, params: dict[str, QuantParams]
+) -> dict[Use, QuantParams]:
+    """Parameters of the int32 biases, scale s_x * s_w exactly as the kernels assume it.
+
+    Where bias / (s_x * s_w) would not fit, s_w of that channel is raised until it does, in all the
+    uses of the weight. Room is left for the sum of products, to which the kernels add the bias.
+    """
+    activations = {a.tensor: a for a in placement.activations}
+    plan = Plan(placement, params)
+    found: list[tuple[Use, QuantParams, str]] = []
+    for bias in placement.biases:
+        s_x = plan.activation_params(activations[bias.activation])
+        values = np.asarray(_tensor(prepared, bias.tensor).numpy(), np.float64).reshape(-1)
+        if not np.isfinite(values).all():
+            raise ModelError(f"{prepared.label}: bias {bias.tensor!r} holds NaN or Inf")
+        _raise_scales(prepared, params, bias.weight, values, float(s_x.scale))
+        found.append((bias.use, s_x, bias.weight))
+    # only now are the weights' scales final
+    return {use: _bias_params(s_x, params[weight]) for use, s_x, weight in found}
+
+
+def _raise_scales(
+    prepared: Prepared,
+    params: dict[str, QuantParams],
+    weight: str,
+    bias: Float64Array,
+    s_x: float,
+) -> None:
+    old = params[weight]
+    shape = _tensor(prepared, weight).shape.numpy()
+    channels = old.scale.size if old.axis is not None else 1
+    terms = int(np.prod(shape)) // max(channels, 1)
+    room = max(INT32.qmax - terms * 255 * 127, 1 << 24)
+    needed = np.abs(bias) / (room * s_x)
+    if old.axis is None:
+        needed = np.asarray(needed.max(initial=0.0))
+    else:
+        needed = np.broadcast_to(needed, old.scale.shape)
+    if (needed > old.scale).any():
+        # a little more than needed, so that rounding to float32 cannot undo it
+        scale = np.maximum(old.scale, (needed * (1 + 1e-6)).astype(np.float32))
+        params[weight] = QuantParams(old.spec, scale.astype(np.float32), old.zero_point)
+
+
+def _bias_params(activation: QuantParams, weight: QuantParams) -> QuantParams:
+    scale = np.asarray(activation.scale * weight.scale, np.float32)
+    granularity = PerTensor() if weight.axis is None else PerChannel(0)
+    spec = QuantSpec(INT32, granularity, symmetric=True)
+    return QuantParams(spec, scale, np.zeros(scale.shape, np.int32))
+

@@ -1,0 +1,147 @@
+"""Dynamic mode: integer weights, wherever they sit, with the reason for each that stays float.
+
+A weight is an initializer of the graph or of a body. Its channel axis is that of the op which reads
+it, followed back through a Transpose or the like where that could not be folded. One that is read in
+several places is quantized once: per channel if all of its uses agree on the axis, else per tensor,
+which serves any use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.model import constant, initializers
+from onnxq.optable import rule_of
+from onnxq.plan import Placement, Skip, Use, WeightPlacement
+from onnxq.prepare import Prepared
+from onnxq.prepare.constants import VIEWS
+from onnxq.qtypes import PerChannel, PerTensor, QType, QuantSpec
+from onnxq.selection import Selection
+
+__all__ = ["place_weights"]
+
+
+@dataclass(frozen=True)
+class _Role:
+    """How one node uses a weight: `axis` is the channel axis in the stored tensor, if any."""
+
+    node: ir.Node
+    kind: str
+    axis: int | None
+
+
+def place_weights(
+    prepared: Prepared, selection: Selection, qtype: QType, *, per_channel: bool
+) -> Placement:
+    """Every float32 weight of the op table, symmetric; the rest as skips with reasons."""
+    reasons = selection.reasons(prepared)
+    placed: list[WeightPlacement] = []
+    skips: list[Skip] = []
+    for value in initializers(prepared.ir):
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point() or not value.uses():
+            continue
+        roles, others = _roles(value)
+        reason = _why_not(value, tensor, roles, others, reasons)
+        name = value.name or ""
+        if reason is None:
+            axes = {role.axis for role in roles}
+            axis = axes.pop() if len(axes) == 1 and per_channel else None
+            granularity = PerTensor() if axis is None else PerChannel(axis)
+            uses = tuple(sorted(Use(node.name or "", i) for node, i in value.uses()))
+            spec = QuantSpec(qtype, granularity, symmetric=True)
+            placed.append(WeightPlacement(name, spec, uses, roles[0].kind))
+        else:
+            user = (roles[0].node if roles else next(iter(value.uses()))[0]).op_type
+            skips.append(Skip("tensor", name, user, reason, tensor.nbytes))
+    return Placement(tuple(placed), skips=tuple(skips))
+
+
+def _why_not(
+    value: ir.Value,
+    tensor: ir.TensorProtocol,
+    roles: list[_Role],
+    others: list[str],
+    reasons: Mapping[str, str],
+) -> str | None:
+    if not roles:
+        return f"{others[0]}: not a weight that dynamic mode covers"
+    if tensor.dtype != ir.DataType.FLOAT:
+        return f"{tensor.dtype.name.lower()}: only float32 weights are quantized"
+    if tensor.size == 0:
+        return "it has no elements"
+    if value.is_graph_input():
+        return "it is also a graph input, so that a caller may override it"
+    if value.is_graph_output():
+        return "it is also a graph output"
+    chosen = [reasons.get(role.node.name or "") for role in roles]
+    return next((reason for reason in chosen if reason), None)
+
+
+def _roles(value: ir.Value) -> tuple[list[_Role], list[str]]:
+    """The weighted ops that read the value, and in words what else does."""
+    tensor = value.const_value
+    assert tensor is not None
+    roles: list[_Role] = []
+    others: list[str] = []
+    # what is followed: a value, and for each of its axes the axis of the stored tensor or None
+    pending: list[tuple[ir.Value, list[int | None]]] = [(value, list(range(tensor.shape.rank())))]
+    while pending:
+        current, axes = pending.pop()
+        for node, index in current.uses():
+            rule = rule_of(node)
+            slot = next((s for s in rule.weights if s.index == index), None) if rule else None
+            if slot is not None:
+                axis = slot.axis(node, len(axes))
+                roles.append(_Role(node, slot.kind, None if axis is None else axes[axis]))
+            elif _only_moves_constants(node, index):
+                pending += [(output, _through(node, axes)) for output in node.outputs]
+            else:
+                others.append(_word(node, index))
+    return roles, others
+
+
+def _word(node: ir.Node, index: int) -> str:
+    rule = rule_of(node)
+    if rule is not None and rule.bias == index:
+        return f"bias of {node.op_type}"
+    if node.op_type in ("LSTM", "GRU"):
+        return f"bias or state of {node.op_type}"
+    return f"operand of {node.op_type}"
+
+
+def _only_moves_constants(node: ir.Node, index: int) -> bool:
+    """A view of a constant, or a Concat of views of constants (gates put in another order)."""
+    if node.domain != "":
+        return False
+    if node.op_type == "Concat":
+        return all(map(_is_moved_constant, node.inputs))
+    return node.op_type in VIEWS and index == 0
+
+
+def _is_moved_constant(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    if producer is None:
+        return constant(value) is not None
+    return _only_moves_constants(producer, 0) and _is_moved_constant(producer.inputs[0])
+
+
+def _through(node: ir.Node, axes: list[int | None]) -> list[int | None]:
+    """For each axis of a view's output the axis it comes from, None for one that is made up."""
+    if node.op_type == "Transpose":
+        perm = node.attributes.get_ints("perm", list(range(len(axes)))[::-1])
+        return [axes[i] for i in perm]
+    if node.op_type in ("Identity", "Slice", "Split", "Concat"):
+        return axes
+    if node.op_type == "Unsqueeze":
+        at = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        new = node.attributes.get_ints("axes", []) if at is None else at.numpy().tolist()
+        rank = len(axes) + len(new)
+        inserted = {i % rank for i in new}
+        old = iter(axes)
+        return [None if i in inserted else next(old) for i in range(rank)]
+    shape = node.outputs[0].shape
+    return [None] * (len(shape) if shape is not None else len(axes))

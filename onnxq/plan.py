@@ -1,0 +1,136 @@
+"""The values that stages hand on: `Placement` (what is quantized where) and `Plan` (how)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnxq.qtypes import Float32Array, IntArray, QuantParams, QuantSpec
+
+__all__ = [
+    "ActivationPlacement",
+    "BiasPlacement",
+    "Placement",
+    "Plan",
+    "Skip",
+    "Use",
+    "WeightPlacement",
+    "WeightUpdate",
+]
+
+
+@dataclass(frozen=True, order=True)
+class Use:
+    """Input `index` of the node called `node` in the prepared model."""
+
+    node: str
+    index: int
+
+
+@dataclass(frozen=True)
+class WeightPlacement:
+    """A constant that becomes integers.
+
+    tensor: its name. uses: the node inputs that read the integers (through DequantizeLinear).
+    others: whether something else goes on reading the float tensor.
+    kind: "weight", "recurrence weight", "embedding", or "constant" (the operand of an Add or Mul).
+    """
+
+    tensor: str
+    spec: QuantSpec
+    uses: tuple[Use, ...]
+    kind: str = "weight"
+    others: bool = False
+
+
+@dataclass(frozen=True)
+class BiasPlacement:
+    """A bias that becomes int32 with scale s_x * s_w: input `use` of a weighted node."""
+
+    tensor: str
+    use: Use
+    activation: str
+    weight: str
+
+
+@dataclass(frozen=True)
+class ActivationPlacement:
+    """A tensor that gets QuantizeLinear.
+
+    owner: the tensor whose statistics give its range (another one if a view shares parameters).
+    unit_range: the range is 0..1 by definition.
+    uses: the inputs of quantized nodes, each of which reads a DequantizeLinear of its own.
+    requantized: its producer fuses with the QuantizeLinear, so that float readers must read a
+        DequantizeLinear as well.
+    """
+
+    tensor: str
+    spec: QuantSpec
+    owner: str
+    uses: tuple[Use, ...]
+    requantized: bool
+    unit_range: bool = False
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something that stays float. `what` is "node" or "tensor", `bytes` that of its weights."""
+
+    what: str
+    name: str
+    op_type: str
+    reason: str
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is quantized where, and why the rest is not. Needs no data.
+
+    target: name of the runtime it is made for, None in dynamic mode.
+    guarded: float nodes that the runtime would quantize on its own (see rewrite.py).
+    measured: tensors of weighted nodes whose per-channel means are kept, with the channel axis.
+    """
+
+    weights: tuple[WeightPlacement, ...]
+    activations: tuple[ActivationPlacement, ...] = ()
+    biases: tuple[BiasPlacement, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    target: str | None = None
+    guarded: tuple[str, ...] = ()
+    measured: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The tensors whose statistics are needed, sorted."""
+        return tuple(sorted({a.owner for a in self.activations if not a.unit_range}))
+
+
+@dataclass(frozen=True, eq=False)
+class WeightUpdate:
+    """What an improving pass changed of a weight or a bias.
+
+    values: float32 values that take the place of the tensor's own before quantization.
+    integers: the chosen integers, of the tensor's shape, in place of rounding to the nearest.
+    """
+
+    values: Float32Array | None = None
+    integers: IntArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All that the rewriter reads.
+
+    params: tensor name -> parameters, for each weight and bias and for the owner of each activation
+        (`activation_params` finds them).
+    """
+
+    placement: Placement
+    params: Mapping[str, QuantParams]
+    biases: Mapping[Use, QuantParams] = field(default_factory=dict)
+    updates: Mapping[str, WeightUpdate] = field(default_factory=dict)
+
+    def activation_params(self, activation: ActivationPlacement) -> QuantParams:
+        return self.params[activation.tensor if activation.unit_range else activation.owner]

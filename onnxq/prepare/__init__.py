@@ -1,0 +1,86 @@
+"""Prepare: a clone of the user's model, in the form that the other stages expect.
+
+names.py       every node and tensor has one name; the user's names are remembered
+constants.py   Constant nodes become initializers; what depends on constants alone is calculated
+identity.py    Identity and Dropout are dropped
+opset.py       opset and IR version raised where DequantizeLinear needs it
+batchnorm.py   BatchNormalization folded into Conv, ConvTranspose and Gemm
+matmul_add.py  MatMul + Add of a bias becomes Gemm (static mode)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from onnxq.errors import ModelError
+from onnxq.model import SourceModel
+from onnxq.prepare.batchnorm import fold_batchnorm
+from onnxq.prepare.constants import fold_constants, lift_constants
+from onnxq.prepare.identity import drop_identity
+from onnxq.prepare.matmul_add import matmul_add_to_gemm
+from onnxq.prepare.names import NameMap, unique_names
+from onnxq.prepare.opset import raise_opset
+
+__all__ = ["NameMap", "Prepared", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The float model that is calibrated and rewritten.
+
+    names: from its nodes to the names they had in the user's model.
+    """
+
+    ir: ir.Model
+    names: NameMap
+    label: str
+
+
+def prepare(source: SourceModel, *, min_opset: int, static: bool) -> Prepared:
+    """A prepared clone of `source`, whose opset is at least `min_opset`.
+
+    static: the model is to be calibrated: MatMul + Add becomes Gemm, and a constant behind a
+    Transpose or the like is always folded, even where that stores a shared weight twice.
+
+    Raises ModelError if the opset cannot be raised, or a constant part does not run.
+    """
+    model = source.ir.clone()
+    if model.functions:
+        common.InlinePass()(model)
+    if model.ir_version < 4:  # until then initializers had to be listed as inputs
+        common.RemoveInitializersFromInputsPass()(model)
+        model.ir_version = 4
+    names = unique_names(model)
+    lift_constants(model)
+    model = raise_opset(model, min_opset, source.label)
+    names.adopt(model)
+    common.TopologicalSortPass()(model)
+    drop_identity(model)
+    infer_shapes(model)
+    fold_constants(model, duplicate=static, label=source.label)
+    infer_shapes(model)
+    fold_batchnorm(model, names)
+    if static:
+        matmul_add_to_gemm(model, names)
+        infer_shapes(model)
+    common.RemoveUnusedNodesPass()(model)
+    drop_unused_initializers(model)
+    if len(model.graph) == 0:
+        raise ModelError(f"{source.label}: every output is a constant; there is nothing to quantize")
+    return Prepared(model, names, source.label)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Types and shapes where ONNX's inference finds them; what it cannot stays unknown."""
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def drop_unused_initializers(model: ir.Model) -> None:
+    """In the bodies of If and Loop too, where onnx-ir's pass leaves them."""
+    for graph in model.graphs():
+        for name, value in list(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                graph.initializers.pop(name)

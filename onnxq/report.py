@@ -1,0 +1,72 @@
+"""What a quantization did: figures and reasons, for printing and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxq.plan import Placement, Skip
+
+__all__ = ["Report", "WeightBytes"]
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Bytes of the weights that became integers: as float32, and now with their scales."""
+
+    count: int
+    float32: int
+    integers: int
+    scales: int
+
+    @property
+    def ratio(self) -> float:
+        return (self.integers + self.scales) / self.float32 if self.float32 else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of one call.
+
+    bytes_before, bytes_after: of the model with its external data; before is None for a model that
+        was given in memory.
+    operators: how many nodes of each op type run on integers (static mode).
+    skips: everything that stayed float, with the reason.
+    notes: what the caller should know: how to load the file, what was raised or chosen.
+    seconds: by stage.
+    """
+
+    mode: str
+    model: str
+    output: str | None
+    settings: Mapping[str, Any]
+    bytes_before: int | None
+    bytes_after: int | None
+    weights: WeightBytes
+    placement: Placement
+    operators: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        return self.placement.skips
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "mode": self.mode,
+            "model": self.model,
+            "output": self.output,
+            "settings": dict(self.settings),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "weights": {**dataclasses.asdict(self.weights), "ratio": self.weights.ratio},
+            "activations": len(self.placement.activations),
+            "operators": dict(self.operators),
+            "skipped": [dataclasses.asdict(skip) for skip in self.skips],
+            "notes": list(self.notes),
+            "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},
+        }

@@ -1,0 +1,134 @@
+"""Running models in onnxruntime: the one place that makes sessions and reads its errors."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxq.qtypes import Array
+
+__all__ = [
+    "ORT_ERRORS",
+    "PROTOBUF_LIMIT",
+    "Feed",
+    "RuntimeFailure",
+    "model_size",
+    "one_line",
+    "run",
+    "run_once",
+    "session",
+]
+
+Feed = Mapping[str, Array]
+
+# A protobuf message ends at 2 GiB; the rest is for the graph around the weights
+PROTOBUF_LIMIT = (1 << 31) - (64 << 20)
+# Initializers smaller than this stay in the model file when the others go beside it
+INLINE = 1024
+
+
+class RuntimeFailure(Exception):
+    """onnxruntime refused a model or a run; the message is its own, in one line."""
+
+
+def model_size(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+@contextlib.contextmanager
+def session(
+    model: ir.Model | Path | bytes, options: ort.SessionOptions | None = None
+) -> Iterator[ort.InferenceSession]:
+    """A CPU session of a model in memory or in a file.
+
+    A model above 2 GB in memory is written to a temporary directory for as long as it is needed.
+    Raises RuntimeFailure if onnxruntime cannot load it.
+    """
+    options = options or ort.SessionOptions()
+    options.log_severity_level = 3  # errors come as exceptions; warnings are about our own probes
+    with contextlib.ExitStack() as stack:
+        source: str | bytes
+        if isinstance(model, Path):
+            source = str(model)
+        elif isinstance(model, bytes):
+            source = model
+        elif model_size(model) < PROTOBUF_LIMIT:
+            source = _serialized(model)
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))
+            source = str(Path(folder) / "model.onnx")
+            ir.save(model, source, external_data="weights.data", size_threshold_bytes=INLINE)
+        try:
+            yield ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except ORT_ERRORS as error:
+            raise RuntimeFailure(one_line(error)) from error
+
+
+def _serialized(model: ir.Model) -> bytes:
+    """The model as one protobuf, external data included."""
+    external = [
+        value
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    kept = [value.const_value for value in external]
+    for value in external:
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+    try:
+        return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    finally:
+        for value, tensor in zip(external, kept, strict=True):
+            value.const_value = tensor
+
+
+def run(
+    active: ort.InferenceSession, feed: Feed, outputs: Sequence[str] | None = None
+) -> list[Array]:
+    """One run. Raises RuntimeFailure with onnxruntime's reason."""
+    try:
+        return [np.asarray(x) for x in active.run(outputs, dict(feed))]
+    except ORT_ERRORS as error:
+        raise RuntimeFailure(one_line(error)) from error
+
+
+def run_once(model: ir.Model) -> list[Array]:
+    """Outputs of a model without inputs, run with optimizations off (it runs only once)."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with session(model, options) as active:
+        return run(active, {})
+
+
+def one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text.removeprefix("[ONNXRuntimeError] : ")
+
+
+_STATE = ort.capi.onnxruntime_pybind11_state
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    _STATE.Fail,
+    _STATE.InvalidArgument,
+    _STATE.InvalidGraph,
+    _STATE.InvalidProtobuf,
+    _STATE.NoModel,
+    _STATE.NoSuchFile,
+    _STATE.NotImplemented,
+    _STATE.RuntimeException,
+    _STATE.EPFail,
+    RuntimeError,
+    ValueError,
+)

@@ -1,0 +1,159 @@
+"""Save: the old file or the new one, never half; what is written has been loaded before.
+
+A model above 2 GB has its weights in a file beside it. That file gets a name of its own, made from
+its content, and is complete before the model is renamed into place; the data of the model that was
+there before is removed last. A kill at any moment leaves the old pair or the new pair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import google.protobuf.message
+import onnx
+import onnx.checker
+import onnx_ir as ir
+
+from onnxq.errors import OutputError
+from onnxq.files import check_writable, make_public
+from onnxq.model import initializers
+from onnxq.runtime import INLINE, PROTOBUF_LIMIT, model_size
+
+__all__ = ["check_output", "save", "to_proto"]
+
+Check = Callable[[Path], None]
+
+
+def check_output(output: str | os.PathLike[str] | None, source: Path | None) -> Path | None:
+    """The output path, found writable before any work. Raises OutputError."""
+    if output is None:
+        return None
+    path = Path(output)
+    if source is not None and path.exists() and os.path.samefile(path, source):
+        raise OutputError(f"{path}: is the input itself; choose another name for the output")
+    check_writable(path)
+    return path
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The whole model in one message. Raises OutputError above 2 GB."""
+    if model_size(model) >= PROTOBUF_LIMIT:
+        raise OutputError("the model is above 2 GB, which a ModelProto cannot hold: name an output")
+    _drop_value_info(model)
+    for value in initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+    return ir.to_proto(model)
+
+
+def save(model: ir.Model, path: Path, check: Check, *, limit: int = PROTOBUF_LIMIT) -> int:
+    """Write the model; returns the bytes written, data file included.
+
+    check: called with the complete new model under a temporary name, before it takes the place of
+        the old one; what it raises is passed on, and the old file stays.
+    limit: from this size of the weights on they go into a file beside the model.
+    """
+    old_data = _data_files(path)
+    new_data: Path | None = None
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".onnx")
+    os.close(handle)
+    try:
+        if model_size(model) >= limit:
+            _drop_value_info(model)
+            new_data = _write_data(model, path)
+            proto = ir.to_proto(model)
+        else:
+            proto = to_proto(model)
+        with open(temporary, "wb") as file:
+            file.write(proto.SerializeToString(deterministic=True))
+            file.flush()
+            os.fsync(file.fileno())
+        check(Path(temporary))
+        make_public(temporary)
+        size = os.path.getsize(temporary) + (new_data.stat().st_size if new_data else 0)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if new_data is not None and new_data not in old_data:
+            new_data.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"{path}: could not be written: {error.strerror or error}") from error
+        raise
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    for stale in old_data - {new_data}:
+        stale.unlink(missing_ok=True)
+    return size
+
+
+def _write_data(model: ir.Model, path: Path) -> Path:
+    """Write the larger initializers to a file named after its content, and refer to it."""
+    digest = hashlib.sha256()
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".data")
+    places: list[tuple[ir.Value, ir.TensorProtocol, int, int]] = []
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for value in initializers(model):
+                tensor = value.const_value
+                if tensor is None or tensor.nbytes < INLINE or tensor.dtype == ir.DataType.STRING:
+                    continue
+                data = tensor.tobytes()
+                if isinstance(tensor, ir.ExternalTensor):
+                    tensor.release()
+                places.append((value, tensor, file.tell(), len(data)))
+                digest.update(data)
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        final = path.parent / f"{path.stem}-{digest.hexdigest()[:12]}.data"
+        make_public(temporary)
+        os.replace(temporary, final)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    for value, tensor, offset, length in places:
+        value.const_value = ir.ExternalTensor(
+            final.name,
+            offset,
+            length,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape),
+            name=value.name or "",
+            base_dir=path.parent,
+        )
+    return final
+
+
+def _data_files(path: Path) -> set[Path]:
+    """Data files that belong to the model now at `path`, by their names: those that `save` wrote."""
+    if not path.is_file():
+        return set()
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except (google.protobuf.message.DecodeError, OSError):
+        return set()
+    ours = re.compile(re.escape(path.stem) + r"-[0-9a-f]{12}\.data")
+    locations = {
+        entry.value
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location" and ours.fullmatch(entry.value)
+    }
+    return {path.parent / location for location in locations}
+
+
+def _drop_value_info(model: ir.Model) -> None:
+    """Inferred types and shapes are not stored: the runtime infers them. Custom ops keep theirs."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.domain == "":
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.shape = value.type = None
+    for value in initializers(model):  # their tensors say the same
+        if not value.is_graph_output() and not value.is_graph_input():
+            value.shape = value.type = None

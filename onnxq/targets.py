@@ -1,0 +1,82 @@
+"""The runtimes that static models are made for. A new one is a new value here."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+
+from onnxq.errors import OptionError
+from onnxq.qtypes import INT8, UINT8, PerTensor, QuantSpec
+
+__all__ = ["TARGETS", "Target", "default_target", "target_of"]
+
+_ORT_OPS = frozenset(
+    "Conv Gemm MatMul "
+    "Add Mul Concat Where AveragePool GlobalAveragePool LeakyRelu Sigmoid Softmax "
+    "Relu Clip "
+    "MaxPool Resize Expand Flatten Gather Reshape Slice Split Squeeze Tile Transpose "
+    "Unsqueeze".split()
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a runtime runs fast.
+
+    activation: how activations are quantized (per tensor).
+    ops: op types with an int8 kernel, or that pass int8 through.
+    integer_bias: biases are int32 with scale s_x * s_w; else they stay float.
+    quantized_outputs: a Conv fuses only if its output is quantized too. If False, tensors are
+        quantized only where a quantized op reads them.
+    skip_input_only: of a residual Add, quantize the branch that does not come straight from a
+        weighted op, which the runtime fuses with the Add.
+    """
+
+    name: str
+    activation: QuantSpec
+    ops: frozenset[str]
+    integer_bias: bool = True
+    quantized_outputs: bool = True
+    skip_input_only: bool = False
+
+
+_X86 = Target("onnxruntime-x86", QuantSpec(UINT8, PerTensor(), symmetric=False), _ORT_OPS)
+_SYMMETRIC = QuantSpec(INT8, PerTensor(), symmetric=True)
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        _X86,
+        # Not symmetric: only with a zero point of -128 is the Relu before a Q absorbed
+        replace(
+            _X86,
+            name="onnxruntime-arm",
+            activation=QuantSpec(INT8, PerTensor(), symmetric=False),
+        ),
+        replace(_X86, name="openvino"),
+        replace(_X86, name="paddle", activation=_SYMMETRIC),
+        Target(
+            "tensorrt",
+            _SYMMETRIC,
+            frozenset({"Conv", "Gemm", "MatMul", "Add", "Relu", "Clip"}),
+            integer_bias=False,
+            quantized_outputs=False,
+            skip_input_only=True,
+        ),
+    )
+}
+
+
+def default_target() -> Target:
+    """U8S8 for onnxruntime on x86, S8S8 on Arm, by the processor that this runs on."""
+    arm = platform.machine().lower() in ("arm64", "aarch64")
+    return TARGETS["onnxruntime-arm" if arm else "onnxruntime-x86"]
+
+
+def target_of(name: str | None) -> Target:
+    """The target of that name; the default one for None. Raises OptionError for an unknown one."""
+    if name is None:
+        return default_target()
+    if name not in TARGETS:
+        raise OptionError(f"unknown target {name!r}; there are {', '.join(TARGETS)}")
+    return TARGETS[name]
