@@ -286,7 +286,9 @@ def _calibrate(
 
 def _statistics(statistics: Calibration | PathLike | None, prepared: Prepared) -> Calibration:
     assert statistics is not None
-    found = statistics if isinstance(statistics, Calibration) else Calibration.load(Path(statistics))
+    found = (
+        statistics if isinstance(statistics, Calibration) else Calibration.load(Path(statistics))
+    )
     found.check(fingerprint(prepared), prepared.label)
     return found
 
@@ -357,7 +359,9 @@ def _operators(prepared: Prepared, placement: Placement) -> dict[str, int]:
     if placement.target is None:
         return {}
     quantized = {use.node for a in placement.activations for use in a.uses}
-    return dict(sorted(Counter(n.op_type for n in prepared.ir.graph if n.name in quantized).items()))
+    return dict(
+        sorted(Counter(n.op_type for n in prepared.ir.graph if n.name in quantized).items())
+    )
 
 
 def _notes(

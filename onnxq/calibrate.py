@@ -130,7 +130,9 @@ class _Collector:
         for name, builder in self.tensors.items():
             array = feed[name] if name in self._inputs else found[name]
             if array.dtype != np.float32:
-                raise CalibrationError(f"{self.label}: tensor {name!r} is {array.dtype}, not float32")
+                raise CalibrationError(
+                    f"{self.label}: tensor {name!r} is {array.dtype}, not float32"
+                )
             if not builder.add(array, count):
                 last = f" to {first + count - 1}" if count > 1 else ""
                 raise CalibrationError(
@@ -221,7 +223,9 @@ def fingerprint(prepared: Prepared) -> str:
         for value in graph.inputs:
             digest.update(f"input {value.name} {value.dtype} {value.shape}\n".encode())
         for node in graph:
-            attributes = sorted(f"{a.name}={a.value!r}" for a in node.attributes.values() if _plain(a))
+            attributes = sorted(
+                f"{a.name}={a.value!r}" for a in node.attributes.values() if _plain(a)
+            )
             names = [v.name if v is not None else None for v in (*node.inputs, *node.outputs)]
             digest.update(f"{node.domain} {node.op_type} {names} {attributes}\n".encode())
         for name, value in sorted(graph.initializers.items()):

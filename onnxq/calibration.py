@@ -96,7 +96,9 @@ class Calibration:
                 header = json.loads(arrays["header"].tobytes())
                 if header["format"] != FORMAT:
                     raise CalibrationError(f"{path}: written by another version; calibrate again")
-                tensors = {t["name"]: _restore(i, t, arrays) for i, t in enumerate(header["tensors"])}
+                tensors = {
+                    t["name"]: _restore(i, t, arrays) for i, t in enumerate(header["tensors"])
+                }
                 means = {
                     m["name"]: ChannelMeans(m["samples"], ExactSum(arrays[f"mean/{i}"]))
                     for i, m in enumerate(header["channel_means"])

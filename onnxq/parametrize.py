@@ -179,4 +179,3 @@ def _bias_params(activation: QuantParams, weight: QuantParams) -> QuantParams:
     granularity = PerTensor() if weight.axis is None else PerChannel(0)
     spec = QuantSpec(INT32, granularity, symmetric=True)
     return QuantParams(spec, scale, np.zeros(scale.shape, np.int32))
-

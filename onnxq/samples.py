@@ -169,9 +169,7 @@ class _Spooled:
         return {name: np.load(self._path(index, i)) for i, name in enumerate(self._names)}
 
 
-def open_samples(
-    data: DataLike, specs: Sequence[InputSpec], limit: int | None = None
-) -> Samples:
+def open_samples(data: DataLike, specs: Sequence[InputSpec], limit: int | None = None) -> Samples:
     """Samples of any source, at most `limit` of them.
 
     data: an array or a mapping of arrays with the samples along axis 0; an iterable or a sequence
@@ -234,9 +232,7 @@ def _read(path: Path) -> Array | dict[str, Array]:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _by_name(
-    arrays: dict[str, Array], specs: Sequence[InputSpec], label: str
-) -> dict[str, Array]:
+def _by_name(arrays: dict[str, Array], specs: Sequence[InputSpec], label: str) -> dict[str, Array]:
     """The arrays of the inputs; a single one needs no name. Others (labels) may be there too."""
     if len(specs) == 1 and len(arrays) == 1:
         (name, array), spec = next(iter(arrays.items())), specs[0]

@@ -84,4 +84,8 @@ def _near(word: str, known: set[str]) -> str:
     near = difflib.get_close_matches(plain, sorted(known), n=NEAR, cutoff=0.4)
     contains = [name for name in sorted(known) if plain and plain.lower() in name.lower()]
     found = list(dict.fromkeys([*near, *contains]))[:NEAR]
-    return f"; near are {', '.join(found)}" if found else f"; there is {', '.join(sorted(known)[:NEAR])}"
+    return (
+        f"; near are {', '.join(found)}"
+        if found
+        else f"; there is {', '.join(sorted(known)[:NEAR])}"
+    )

@@ -69,7 +69,9 @@ def prepare(source: SourceModel, *, min_opset: int, static: bool) -> Prepared:
     common.RemoveUnusedNodesPass()(model)
     drop_unused_initializers(model)
     if len(model.graph) == 0:
-        raise ModelError(f"{source.label}: every output is a constant; there is nothing to quantize")
+        raise ModelError(
+            f"{source.label}: every output is a constant; there is nothing to quantize"
+        )
     return Prepared(model, names, source.label)
 
 

@@ -46,7 +46,9 @@ def _fold(graph: ir.Graph, norm: ir.Node, names: NameMap) -> None:
     if bias is not None and constant(bias) is None:
         return
     old = constant(bias)
-    w, gamma, beta, mean, var = (np.asarray(t.numpy(), np.float64) for t in tensors if t is not None)
+    w, gamma, beta, mean, var = (
+        np.asarray(t.numpy(), np.float64) for t in tensors if t is not None
+    )
     if tensors[0] is None or tensors[0].dtype != ir.DataType.FLOAT or w.shape[axis] != gamma.size:
         return
     epsilon = norm.attributes.get_float("epsilon", 1e-5)

@@ -1,0 +1,86 @@
+"""How results are printed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from onnxq.report import Report
+
+__all__ = ["console", "print_json", "print_report", "progress_bar", "size"]
+
+console = Console(highlight=False, soft_wrap=True)
+NAMED = 4
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr while something long runs; nothing if that is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout and nothing else."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_report(report: Report, *, as_json: bool) -> None:
+    """What a quantization did."""
+    if as_json:
+        print_json(report.to_dict())
+        return
+    before, after = report.bytes_before, report.bytes_after
+    share = f" ({after / before:.1%})" if before and after else ""
+    console.print(f"[bold]{escape(report.output or '')}[/]  {size(before)} -> {size(after)}{share}")
+    settings = ", ".join(f"{k} {v}" for k, v in report.settings.items() if k != "mode")
+    console.print(f"{report.mode}: {settings}")
+    weights = report.weights
+    console.print(
+        f"{weights.count} weights: {size(weights.float32)} -> "
+        f"{size(weights.integers + weights.scales)} with scales ({weights.ratio:.1%})"
+    )
+    if report.operators:
+        counted = ", ".join(f"{n} {op}" for op, n in report.operators.items())
+        console.print(f"in int8: {counted}")
+    _print_skips(report)
+    for note in report.notes:
+        console.print(f"note: {escape(note)}")
+
+
+def _print_skips(report: Report) -> None:
+    if not report.skips:
+        return
+    total = sum(skip.bytes for skip in report.skips)
+    console.print(f"left float: {size(total)} of weights")
+    groups: dict[str, list[str]] = defaultdict(list)
+    for skip in report.skips:
+        groups[skip.reason].append(skip.name)
+    for reason, names in groups.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        console.print(f"  {escape(reason)}: {escape(', '.join(names[:NAMED]))}{more}")
+
+
+def size(count: int | None) -> str:
+    """Bytes in words."""
+    if count is None:
+        return "in memory"
+    if count < 1000:
+        return f"{count} B"
+    if count < 1000_000:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.2f} MB"
