@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -97,8 +97,8 @@ def quantize_dynamic(
     include, exclude, include_ops, exclude_ops: which nodes, by glob pattern and by op type.
     test_model: also write a float model with the rounded weights here.
 
-    At 8 bits in `qdq` a model below opset 13 is raised to 13. At 16 bits the opset stays: from 21 on
-    the standard operator takes int16, below it the one of com.microsoft is written.
+    At 8 bits in `qdq` a model below opset 13 is raised to 13. At 16 bits the opset stays: from 21
+    on the standard operator takes int16, below it the one of com.microsoft is written.
 
     Raises OptionError, ModelError or OutputError; then nothing has been written.
     """
@@ -301,15 +301,16 @@ def _finish(
     path: Path | None,
     settings: dict[str, Any],
     clock: _Clock,
-) -> Any:
+) -> Report | onnx.ModelProto:
     """Save and check; the report, or the model itself if no path was given."""
     metadata = {"version": __version__, **settings}
     result.metadata_props[METADATA_KEY] = json.dumps(metadata, sort_keys=True)
     options = needed_options(settings)
     static = settings["mode"] == "static"
-    check: Callable[[Path | bytes], None] = lambda written: check_result(  # noqa: E731
-        written, source, options, optimize=static
-    )
+
+    def check(written: Path | bytes) -> None:
+        check_result(written, source, options, optimize=static)
+
     clock.lap("rewrite")
     if path is None:
         proto = to_proto(result)
@@ -375,8 +376,8 @@ def _notes(
         entries = ", ".join(f"{key}={value}" for key, value in options.items())
         notes.append(
             f'load with onnxq.load_session("{path}"), or any session with {entries}: without it '
-            "onnxruntime dequantizes every weight on every run; --encoding fold needs no option, but "
-            "only DequantizeLinear is understood as quantization by other tools"
+            "onnxruntime dequantizes every weight on every run; --encoding fold needs no option, "
+            "but only DequantizeLinear is understood as quantization by other tools"
         )
     return notes
 

@@ -24,7 +24,7 @@ from onnxq.numerics.exact import ExactSum
 from onnxq.numerics.statistics import ChannelMeans, StatisticsBuilder
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Array
-from onnxq.runtime import Feed, RuntimeFailure, run, session
+from onnxq.runtime import Feed, RuntimeFailureError, run, session
 from onnxq.samples import InputSpec, Samples, input_specs
 
 __all__ = ["Request", "calibrate", "fingerprint", "request_of"]
@@ -79,7 +79,7 @@ def calibrate(
                 done += count
                 if progress is not None:
                     progress(done, len(samples))
-    except RuntimeFailure as error:
+    except RuntimeFailureError as error:
         what = f"cannot run sample {done}" if done else "cannot load or run the model"
         raise ModelError(f"{prepared.label}: onnxruntime {what}: {error}") from error
     return Calibration(
@@ -136,8 +136,8 @@ class _Collector:
             if not builder.add(array, count):
                 last = f" to {first + count - 1}" if count > 1 else ""
                 raise CalibrationError(
-                    f"{self.label}: tensor {name!r} holds NaN or Inf for sample {first}{last}; look "
-                    "at that sample, or leave the node out with --exclude"
+                    f"{self.label}: tensor {name!r} holds NaN or Inf for sample {first}{last}; "
+                    "look at that sample, or leave the node out with --exclude"
                 )
         for name, value in self._averaged:
             self._add_means(name, found[value.name or ""], count)
@@ -208,7 +208,7 @@ def _can_batch(
     try:
         alone = [run(active, feed, collector.fetches) for feed in pair]
         both = run(active, _joined(pair, specs), collector.fetches)
-    except RuntimeFailure:
+    except RuntimeFailureError:
         return False  # a Reshape to a fixed batch, for example; one by one works or says why not
     return all(
         a.ndim > 0 and np.array_equal(np.concatenate([a, b]), c)

@@ -1,4 +1,4 @@
-"""`Calibration`: the statistics of a model's tensors over a set of samples. A value; saved, merged."""
+"""`Calibration`: the statistics of a model's tensors over a set of samples."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Calibration:
         """Raises CalibrationError, with the remedy, for a tensor that was not collected."""
         if tensor not in self.tensors:
             raise CalibrationError(
-                f"the statistics hold nothing of tensor {tensor!r}: they were collected for another "
-                "selection of nodes; calibrate again with the options of this call"
+                f"the statistics hold nothing of tensor {tensor!r}: they were collected for "
+                "another selection of nodes; calibrate again with the options of this call"
             )
         return self.tensors[tensor]
 
@@ -69,10 +69,10 @@ class Calibration:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write to a file (an .npz inside, whatever its name); the same statistics, the same bytes."""
+        """Write to a file (an .npz inside, whatever its name): same statistics, same bytes."""
         arrays: dict[str, Any] = {}
         tensors = [_describe(name, s, arrays) for name, s in sorted(self.tensors.items())]
-        means = []
+        means: list[dict[str, Any]] = []
         for name, m in sorted(self.channel_means.items()):
             arrays[f"mean/{len(means)}"] = m.sums.limbs
             means.append({"name": name, "samples": m.samples})

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.errors import ExternalDataError, ModelError
 
-__all__ = ["ModelLike", "SourceModel", "constant", "initializers", "load", "new_value"]
+__all__ = ["ModelLike", "SourceModel", "constant", "initializers", "load", "new_value", "shape_of"]
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
@@ -88,8 +88,8 @@ def _check_external(tensor: ir.ExternalTensor, label: str) -> None:
     path = os.path.realpath(tensor.path)
     if os.path.commonpath([base, path]) != base:
         raise ExternalDataError(
-            f"{label}: weight {tensor.name!r} is stored in {tensor.location!r}, outside the model's "
-            "directory; move the file beside the model and store its plain name"
+            f"{label}: weight {tensor.name!r} is stored in {tensor.location!r}, outside the "
+            "model's directory; move the file beside the model and store its plain name"
         )
     if not os.path.isfile(path):
         raise ExternalDataError(
@@ -117,11 +117,16 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     return value.const_value
 
 
+def shape_of(tensor: ir.TensorProtocol) -> ir.Shape:
+    """The tensor's shape as onnx-ir's constructors want it."""
+    return ir.Shape(tensor.shape.numpy())
+
+
 def new_value(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Register an initializer with `tensor` in `graph`."""
     value = ir.Value(
         name=name,
-        shape=ir.Shape(tensor.shape),
+        shape=shape_of(tensor),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )

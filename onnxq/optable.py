@@ -26,6 +26,8 @@ __all__ = ["OP_TABLE", "OpRule", "Role", "WeightSlot", "gemm_output_axis", "rule
 
 
 class Role(Enum):
+    """What part an op plays in static mode; the module's docstring explains each."""
+
     CORE = "core"
     ELEMENTWISE = "elementwise"
     VIEW = "view"

@@ -10,13 +10,14 @@ Guards     float Conv or Gemm -> LeakyRelu(alpha 1) -> QuantizeLinear. onnxrunti
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.model import new_value
+from onnxq.model import new_value, shape_of
 from onnxq.numerics.quantize import dequantize, quantize
 from onnxq.plan import ActivationPlacement, BiasPlacement, Plan, Use, WeightPlacement
 from onnxq.prepare import Prepared
@@ -48,7 +49,10 @@ def fake_quantized(prepared: Prepared, plan: Plan) -> ir.Model:
             tensor = value.const_value
             if name in placed and tensor is not None:
                 value.const_value = _lazy(
-                    name, tensor, ir.DataType.FLOAT, lambda x, q=plan.params[name]: _round(x, q)
+                    name,
+                    tensor,
+                    ir.DataType.FLOAT,
+                    functools.partial(_round, params=plan.params[name]),
                 )
     return model
 
@@ -62,13 +66,13 @@ def _lazy(
 ) -> ir.LazyTensor:
     """A tensor that is calculated when it is written, and not kept."""
 
-    def evaluate() -> ir.Tensor:
+    def evaluate() -> ir.TensorProtocol:
         array = convert(source.numpy())
         if isinstance(source, ir.ExternalTensor):
             source.release()
         return ir.Tensor(array, dtype=dtype, name=name)
 
-    return ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(source.shape), name=name)
+    return ir.LazyTensor(evaluate, dtype=dtype, shape=shape_of(source), name=name)
 
 
 class _Rewriter:

@@ -17,7 +17,7 @@ __all__ = [
     "ORT_ERRORS",
     "PROTOBUF_LIMIT",
     "Feed",
-    "RuntimeFailure",
+    "RuntimeFailureError",
     "model_size",
     "one_line",
     "run",
@@ -33,7 +33,7 @@ PROTOBUF_LIMIT = (1 << 31) - (64 << 20)
 INLINE = 1024
 
 
-class RuntimeFailure(Exception):
+class RuntimeFailureError(Exception):
     """onnxruntime refused a model or a run; the message is its own, in one line."""
 
 
@@ -54,7 +54,7 @@ def session(
     """A CPU session of a model in memory or in a file.
 
     A model above 2 GB in memory is written to a temporary directory for as long as it is needed.
-    Raises RuntimeFailure if onnxruntime cannot load it.
+    Raises RuntimeFailureError if onnxruntime cannot load it.
     """
     options = options or ort.SessionOptions()
     options.log_severity_level = 3  # errors come as exceptions; warnings are about our own probes
@@ -71,9 +71,10 @@ def session(
             source = str(Path(folder) / "model.onnx")
             ir.save(model, source, external_data="weights.data", size_threshold_bytes=INLINE)
         try:
-            yield ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            active = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except ORT_ERRORS as error:
-            raise RuntimeFailure(one_line(error)) from error
+            raise RuntimeFailureError(one_line(error)) from error
+        yield active
 
 
 def _serialized(model: ir.Model) -> bytes:
@@ -98,11 +99,11 @@ def _serialized(model: ir.Model) -> bytes:
 def run(
     active: ort.InferenceSession, feed: Feed, outputs: Sequence[str] | None = None
 ) -> list[Array]:
-    """One run. Raises RuntimeFailure with onnxruntime's reason."""
+    """One run. Raises RuntimeFailureError with onnxruntime's reason."""
     try:
         return [np.asarray(x) for x in active.run(outputs, dict(feed))]
     except ORT_ERRORS as error:
-        raise RuntimeFailure(one_line(error)) from error
+        raise RuntimeFailureError(one_line(error)) from error
 
 
 def run_once(model: ir.Model) -> list[Array]:

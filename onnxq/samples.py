@@ -255,8 +255,8 @@ def _stack(array: Array, spec: InputSpec, label: str) -> Array:
         return array
     if array.ndim != rank:
         raise DataError(
-            f"{label}: input {spec.name!r} has shape {list(array.shape)}; the model wants {spec}, so "
-            f"an array of samples has {rank} or {rank + 1} dimensions"
+            f"{label}: input {spec.name!r} has shape {list(array.shape)}; the model wants {spec}, "
+            f"so an array of samples has {rank} or {rank + 1} dimensions"
         )
     fixed = spec.shape[0] if spec.shape else None
     if fixed is None or fixed == 1:

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from onnxq.errors import OutputError
 from onnxq.files import check_writable, make_public
-from onnxq.model import initializers
+from onnxq.model import initializers, shape_of
 from onnxq.runtime import INLINE, PROTOBUF_LIMIT, model_size
 
 __all__ = ["check_output", "save", "to_proto"]
@@ -122,7 +122,7 @@ def _write_data(model: ir.Model, path: Path) -> Path:
             offset,
             length,
             tensor.dtype,
-            shape=ir.Shape(tensor.shape),
+            shape=shape_of(tensor),
             name=value.name or "",
             base_dir=path.parent,
         )
@@ -130,7 +130,7 @@ def _write_data(model: ir.Model, path: Path) -> Path:
 
 
 def _data_files(path: Path) -> set[Path]:
-    """Data files that belong to the model now at `path`, by their names: those that `save` wrote."""
+    """Data files of the model now at `path` that, by their names, `save` wrote."""
     if not path.is_file():
         return set()
     try:

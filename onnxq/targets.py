@@ -11,11 +11,11 @@ from onnxq.qtypes import INT8, UINT8, PerTensor, QuantSpec
 __all__ = ["TARGETS", "Target", "default_target", "target_of"]
 
 _ORT_OPS = frozenset(
-    "Conv Gemm MatMul "
-    "Add Mul Concat Where AveragePool GlobalAveragePool LeakyRelu Sigmoid Softmax "
-    "Relu Clip "
-    "MaxPool Resize Expand Flatten Gather Reshape Slice Split Squeeze Tile Transpose "
-    "Unsqueeze".split()
+    {"Conv", "Gemm", "MatMul", "Relu", "Clip"}
+    | {"Add", "Mul", "Concat", "Where", "AveragePool", "GlobalAveragePool"}
+    | {"LeakyRelu", "Sigmoid", "Softmax"}
+    | {"MaxPool", "Resize", "Expand", "Flatten", "Gather", "Reshape", "Slice", "Split"}
+    | {"Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )
 
 

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from onnxq.errors import ModelError
 from onnxq.model import SourceModel
 from onnxq.numerics.metrics import ErrorSums, agreement
-from onnxq.runtime import RuntimeFailure, one_line, run, session
+from onnxq.runtime import RuntimeFailureError, one_line, run, session
 from onnxq.samples import Samples
 
 __all__ = ["Comparison", "check_result", "compare", "latencies"]
@@ -43,7 +43,7 @@ def check_result(
     try:
         with session(result, settings):
             pass
-    except RuntimeFailure as error:
+    except RuntimeFailureError as error:
         raise ModelError(
             f"{source.label}: onnxruntime cannot load the quantized model: {error}"
             + _source_too(source)
@@ -57,7 +57,7 @@ def _source_too(source: SourceModel) -> str:
     try:
         with session(source.path or source.ir, settings):
             pass
-    except RuntimeFailure as error:
+    except RuntimeFailureError as error:
         return f"; the float model does not load either ({error}): repair it first"
     return "; the float model does load: this is a defect of onnxq, please report it"
 

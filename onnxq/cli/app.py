@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,25 +24,25 @@ app = typer.Typer(
 )
 
 
-class Bits(str, Enum):
+class Bits(StrEnum):
     EIGHT, SIXTEEN = "8", "16"
 
 
-class Granularity(str, Enum):
+class Granularity(StrEnum):
     CHANNEL, TENSOR = "channel", "tensor"
 
 
-class Encoding(str, Enum):
+class Encoding(StrEnum):
     QDQ, FOLD = "qdq", "fold"
 
 
 # Spelled out, so that --help needs no import of the numerics; a test compares them with the tables
-class Method(str, Enum):
+class Method(StrEnum):
     KL, HIST, PERCENTILE, MSE, EMD = "KL", "hist", "percentile", "mse", "emd"
     AVG, ABS_MAX, MIN_MAX = "avg", "abs_max", "min_max"
 
 
-class TargetName(str, Enum):
+class TargetName(StrEnum):
     X86, ARM = "onnxruntime-x86", "onnxruntime-arm"
     OPENVINO, TENSORRT, PADDLE = "openvino", "tensorrt", "paddle"
 

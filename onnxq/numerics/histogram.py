@@ -69,7 +69,9 @@ class Histogram:
         of the grid that an edge cuts is shared out in proportion.
         """
         grid = np.concatenate([self.negative[::-1], self.positive]).astype(np.float64)
-        knots = np.arange(-self.negative.size, HALF + 1) * self.width
+        knots: Float64Array = (
+            np.arange(-self.negative.size, HALF + 1, dtype=np.float64) * self.width
+        )
         # what lies in the outermost occupied bins lies within minimum..maximum
         np.clip(knots, minimum, maximum, out=knots)
         return np.diff(_cumulative_at(edges, knots, grid, maximum))
@@ -79,7 +81,7 @@ class Histogram:
         counts = self.positive.astype(np.float64)
         if self.negative.any():
             counts = counts + self.negative
-        knots = np.arange(HALF + 1) * self.width
+        knots: Float64Array = np.arange(HALF + 1, dtype=np.float64) * self.width
         np.clip(knots, minimum, maximum, out=knots)
         return np.diff(_cumulative_at(edges, knots, counts, maximum))
 
@@ -95,7 +97,7 @@ def _cumulative_at(
 ) -> Float64Array:
     """How many values lie below each edge; values at `maximum` count as below the last edge."""
     cumulative = np.concatenate([[0.0], np.cumsum(counts)])
-    below = np.interp(edges, knots, cumulative)
+    below: Float64Array = np.interp(edges, knots, cumulative)
     below[edges >= maximum] = cumulative[-1]
     return below
 

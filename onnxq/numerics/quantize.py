@@ -1,4 +1,4 @@
-"""Affine quantization (ONNX QuantizeLinear): q = clip(round(x / scale) + zero_point, qmin, qmax)."""
+"""Affine quantization as in ONNX: q = clip(round(x / scale) + zero_point, qmin, qmax)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def abs_max(x: Array, axis: int | None) -> Float32Array:
 
 def _magnitude(x: Array, axes: tuple[int, ...] | None) -> Array:
     # max and -min need no copy of |x|, which matters for weights of gigabytes
-    return np.maximum(x.max(axis=axes, initial=0.0), -x.min(axis=axes, initial=0.0))
+    return np.asarray(np.maximum(x.max(axis=axes, initial=0.0), -x.min(axis=axes, initial=0.0)))
 
 
 def symmetric_params(spec: QuantSpec, alpha: Array) -> QuantParams:
@@ -39,8 +39,8 @@ def symmetric_params(spec: QuantSpec, alpha: Array) -> QuantParams:
     A dead tensor or channel (alpha of 0, or too small for float32) gets scale 1: its integers are
     0 whatever the scale, and a tiny one would overflow the int32 bias that is a multiple of it.
     """
-    scale = np.asarray(alpha, np.float64) / spec.qtype.qmax
-    scale = np.where(scale < SMALLEST_SCALE, 1.0, scale).astype(np.float32)
+    exact = np.asarray(alpha, np.float64) / spec.qtype.qmax
+    scale = np.where(exact < SMALLEST_SCALE, 1.0, exact).astype(np.float32)
     return QuantParams(spec, scale, np.zeros(scale.shape, spec.qtype.dtype))
 
 

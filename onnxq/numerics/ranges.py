@@ -26,7 +26,7 @@ from onnxq.numerics.quantize import fake_quantize
 from onnxq.numerics.statistics import TensorStatistics
 from onnxq.qtypes import Float64Array
 
-__all__ = ["BINS", "METHODS", "RangeOptions", "Range", "kl_threshold"]
+__all__ = ["BINS", "METHODS", "Range", "RangeOptions", "kl_threshold"]
 
 BINS = 2048
 # Shares of the full range that mse and emd try
@@ -60,7 +60,8 @@ class RangeOptions:
 
 def min_max(stats: TensorStatistics, options: RangeOptions) -> Range:
     """The smallest and the largest value seen."""
-    return _cut(stats, stats.abs_max) if options.symmetric else (stats.minimum, stats.maximum)
+    alpha = stats.abs_max
+    return (-alpha, alpha) if options.symmetric else (stats.minimum, stats.maximum)
 
 
 def abs_max(stats: TensorStatistics, options: RangeOptions) -> Range:

@@ -4,9 +4,9 @@ Each Q or DQ that does not fuse into an int8 kernel costs time, so the question 
 whether its inputs come as integers (supply) and its outputs are read as integers (demand):
 
 1. Core nodes (Conv, Gemm, MatMul with a constant weight) are quantized. They are the reason.
-2. Elementwise nodes (Add, Concat, ...) are quantized between such: if at least one input is supplied
-   and an output is demanded. So the last pooling before a float output stays float, and so does all
-   of a Softmax, a LayerNormalization or a Gelu, whose inputs no core node supplies.
+2. Elementwise nodes (Add, Concat, ...) are quantized between such: if at least one input is
+   supplied and an output is demanded. So the last pooling before a float output stays float, and
+   so does all of a Softmax, a LayerNormalization or a Gelu, whose inputs no core node supplies.
 3. Views (Reshape, MaxPool, ...) likewise; they share their input's parameters.
 4. Relu and Clip right behind a quantized node stay in the file; the runtime drops them, as the
    quantized range does their work. The tensor that gets the parameters is theirs.
@@ -256,7 +256,8 @@ class _Placer:
         for node, rule in self.quantized.items():
             if rule.role is Role.CORE:
                 weight = node.inputs[1]
-                assert weight is not None and weight.const_value is not None
+                assert weight is not None
+                assert weight.const_value is not None
                 axis = rule.weights[0].axis(node, weight.const_value.shape.rank())
                 uses.setdefault(weight, []).append((Use(node.name or "", 1), axis))
                 continue
@@ -338,9 +339,10 @@ class _Placer:
     def _skip_bodies(self) -> None:
         for node in ir.traversal.RecursiveGraphIterator(self.graph):
             rule = rule_of(node)
-            if node.graph is not self.graph and rule is not None and rule.weights:
-                if any(constant(node.inputs[s.index]) for s in rule.weights):
-                    self._skip(node, "in the body of an If, Loop or Scan: static mode leaves those")
+            if node.graph is self.graph or rule is None:
+                continue
+            if any(constant(node.inputs[slot.index]) for slot in rule.weights):
+                self._skip(node, "in the body of an If, Loop or Scan: static mode leaves those")
 
 
 def _is_float(node: ir.Node) -> bool:

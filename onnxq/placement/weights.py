@@ -1,9 +1,9 @@
 """Dynamic mode: integer weights, wherever they sit, with the reason for each that stays float.
 
-A weight is an initializer of the graph or of a body. Its channel axis is that of the op which reads
-it, followed back through a Transpose or the like where that could not be folded. One that is read in
-several places is quantized once: per channel if all of its uses agree on the axis, else per tensor,
-which serves any use.
+A weight is an initializer of the graph or of a body. Its channel axis is that of the op which
+reads it, followed back through a Transpose or the like where that could not be folded. One that is
+read in several places is quantized once: per channel if all of its uses agree on the axis, else per
+tensor, which serves any use.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def _output_axis(layer: ir.Node) -> int | None:
 
 def _set_weights(layer: ir.Node, w: Float64Array, b: Float64Array, label: str) -> None:
     graph, weight = layer.graph, layer.inputs[1]
-    assert isinstance(graph, ir.Graph) and weight is not None
+    assert isinstance(graph, ir.Graph)
+    assert weight is not None
     weight.const_value = ir.tensor(w.astype(np.float32), name=weight.name)
     name = f"{weight.name}.bias"
     while name in graph.initializers:

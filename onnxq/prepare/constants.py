@@ -20,7 +20,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from onnxq.errors import ModelError
-from onnxq.model import constant, new_value
+from onnxq.model import constant, new_value, shape_of
+from onnxq.qtypes import Array
 
 __all__ = ["VIEWS", "fold_constants", "lift_constants"]
 
@@ -28,9 +29,10 @@ VIEWS = frozenset(
     {"Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
 NEVER = frozenset(
-    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial Dropout "
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear Constant If Loop Scan Optional "
-    "SequenceMap SequenceConstruct SequenceInsert SequenceEmpty SplitToSequence".split()
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli"}
+    | {"Multinomial", "Dropout", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+    | {"Constant", "If", "Loop", "Scan", "Optional", "SequenceMap", "SequenceConstruct"}
+    | {"SequenceInsert", "SequenceEmpty", "SplitToSequence"}
 )
 GROWS = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Tile"})
 LARGEST_GROWN = 64 << 10
@@ -118,14 +120,14 @@ def _fold(graph: ir.Graph, nodes: list[ir.Node], model: ir.Model, label: str) ->
     for node in nodes:
         for v in node.inputs:
             if v is not None and v.is_initializer() and not v.uses() and not v.is_graph_output():
-                v.graph.initializers.pop(v.name, None) if v.graph and v.name else None
+                _forget(v)
 
 
 def _calculate(
     nodes: list[ir.Node], wanted: list[ir.Value], model: ir.Model, label: str
-) -> list[object]:
+) -> list[Array]:
     """Run `nodes` in onnxruntime and return the values of `wanted`."""
-    from onnxq.runtime import RuntimeFailure, run_once
+    from onnxq.runtime import RuntimeFailureError, run_once
 
     values: dict[ir.Value, ir.Value] = {}
     weights: list[ir.Value] = []
@@ -139,7 +141,7 @@ def _calculate(
                     tensor = ir.tensor(tensor.numpy(), name=v.name)
                 values[v] = ir.Value(
                     name=v.name,
-                    shape=ir.Shape(tensor.shape),
+                    shape=shape_of(tensor),
                     type=ir.TensorType(tensor.dtype),
                     const_value=tensor,
                 )
@@ -165,6 +167,11 @@ def _calculate(
         name="constants",
     )
     try:
-        return list(run_once(ir.Model(graph, ir_version=model.ir_version or 8)))
-    except RuntimeFailure as error:
+        return run_once(ir.Model(graph, ir_version=model.ir_version or 8))
+    except RuntimeFailureError as error:
         raise ModelError(f"{label}: a constant part of the graph does not run: {error}") from error
+
+
+def _forget(value: ir.Value) -> None:
+    if isinstance(value.graph, ir.Graph) and value.name:
+        value.graph.initializers.pop(value.name, None)

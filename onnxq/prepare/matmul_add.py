@@ -55,8 +55,11 @@ def _replace(
     graph: ir.Graph, matmul: ir.Node, add: ir.Node, bias: ir.Value, names: NameMap
 ) -> None:
     data, weight = matmul.inputs[0], matmul.inputs[1]
-    assert data is not None and data.shape is not None and weight is not None
-    rows, columns = (int(d) for d in weight.shape or ())
+    assert data is not None
+    assert data.shape is not None
+    assert weight is not None
+    assert weight.const_value is not None
+    rows, columns = weight.const_value.shape.numpy()
     base, rank = matmul.name or "", len(data.shape)
     nodes: list[ir.Node] = []
     x = data
