@@ -65,26 +65,45 @@ NETWORKS = {
     n.name: n
     for n in (
         Network(
-            "mobilenet_v2_1.0", "imagenet/mobilenet_v2_1.0.onnx", "imagenet",
-            _HALF, _HALF, 12.6, crop=224, background=True,
+            "mobilenet_v2_1.0",
+            "imagenet/mobilenet_v2_1.0.onnx",
+            "imagenet",
+            _HALF,
+            _HALF,
+            12.6,
+            crop=224,
+            background=True,
         ),
         Network(
-            "mobilenet_v1_0.25", "imagenet/mobilenet_v1_0.25.onnx", "imagenet",
-            _HALF, _HALF, 13.6, crop=224,
+            "mobilenet_v1_0.25",
+            "imagenet/mobilenet_v1_0.25.onnx",
+            "imagenet",
+            _HALF,
+            _HALF,
+            13.6,
+            crop=224,
         ),
         Network(
-            "squeezenet_v1.1", "imagenet/squeezenet_v1.1.onnx", "imagenet",
-            (104.0, 117.0, 123.0), _ONE, 26.0, bgr=True,
+            "squeezenet_v1.1",
+            "imagenet/squeezenet_v1.1.onnx",
+            "imagenet",
+            (104.0, 117.0, 123.0),
+            _ONE,
+            26.0,
+            bgr=True,
         ),
         Network(
-            "tinydarknet", "imagenet/tinydarknet.onnx", "imagenet",
-            (0.0, 0.0, 0.0), _times(_ONE, 255), 17.5, crop=224,
+            "tinydarknet",
+            "imagenet/tinydarknet.onnx",
+            "imagenet",
+            (0.0, 0.0, 0.0),
+            _times(_ONE, 255),
+            17.5,
+            crop=224,
         ),
         Network("resnet20", "cifar10/resnet20.onnx", "cifar10.npz", *_RGB, 27.0),
         Network("resnet56", "cifar10/resnet56.onnx", "cifar10.npz", *_RGB, 27.0),
-        Network(
-            "resnet50", "tiny_imagenet/resnet50.onnx", "tiny_imagenet.npz", *_RGB, 31.0
-        ),
+        Network("resnet50", "tiny_imagenet/resnet50.onnx", "tiny_imagenet.npz", *_RGB, 31.0),
         Network("vit", "cifar10/vit.onnx", "cifar10.npz", *_CIFAR, 28.5),
     )
 }

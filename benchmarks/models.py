@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort  # type: ignore[import-untyped, unused-ignore]
+import onnxruntime as ort
 
 __all__ = ["MODELS", "random_inputs"]
 

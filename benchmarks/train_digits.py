@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort  # type: ignore[import-untyped, unused-ignore]
-import torch  # type: ignore[import-not-found, unused-ignore]
-import torch.nn.functional as F  # type: ignore[import-not-found, unused-ignore]
-from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
-from sklearn.model_selection import train_test_split  # type: ignore[import-untyped, unused-ignore]
+import onnxruntime as ort
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch.nn import functional
 
 Array = npt.NDArray[Any]
 Weights = dict[str, torch.Tensor]
@@ -105,18 +105,20 @@ def forward(weights: Weights, x: torch.Tensor) -> torch.Tensor:
     outputs: Weights = {}
     for layer in LAYERS:
         weight, padding = weights[f"{layer.name}.weight"], layer.kernel // 2
-        x = F.conv2d(x, weight, None, layer.stride, padding, groups=layer.groups)
+        x = functional.conv2d(x, weight, None, layer.stride, padding, groups=layer.groups)
         keys = ("running_mean", "running_var", "weight", "bias")
         mean, variance, scale, bias = (weights[f"{layer.name}.bn.{key}"] for key in keys)
-        x = F.batch_norm(x, mean, variance, scale, bias, True, MOMENTUM, EPSILON)
-        x = F.relu(x if layer.add is None else x + outputs[layer.add])
+        x = functional.batch_norm(x, mean, variance, scale, bias, True, MOMENTUM, EPSILON)
+        x = functional.relu(x if layer.add is None else x + outputs[layer.add])
         outputs[layer.name] = x
-    return F.linear(x.mean(dim=(2, 3)), weights["classifier.weight"], weights["classifier.bias"])
+    return functional.linear(
+        x.mean(dim=(2, 3)), weights["classifier.weight"], weights["classifier.bias"]
+    )
 
 
 def shifted(images: torch.Tensor) -> torch.Tensor:
     """Each image moved by up to one pixel, in each direction."""
-    padded = F.pad(images, (1, 1, 1, 1))
+    padded = functional.pad(images, (1, 1, 1, 1))
     offsets = torch.randint(0, 3, (len(images), 2)).tolist()
     moved = [image[:, i : i + 8, j : j + 8] for image, (i, j) in zip(padded, offsets, strict=True)]
     return torch.stack(moved)
@@ -135,7 +137,7 @@ def train(images: Array, labels: Array) -> Weights:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, EPOCHS * steps)
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(x))[: steps * BATCH].reshape(steps, BATCH):
-            loss = F.cross_entropy(forward(weights, shifted(x[batch])), y[batch])
+            loss = functional.cross_entropy(forward(weights, shifted(x[batch])), y[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
             optimizer.step()

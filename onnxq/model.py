@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import google.protobuf.message
 import onnx
 import onnx_ir as ir
 
 from onnxq.errors import ExternalDataError, ModelError
+from onnxq.qtypes import Array
 
-__all__ = ["ModelLike", "SourceModel", "constant", "initializers", "load", "new_value", "shape_of"]
+__all__ = [
+    "ModelLike",
+    "SourceModel",
+    "constant",
+    "initializers",
+    "load",
+    "new_value",
+    "read",
+    "shape_of",
+]
+
+T = TypeVar("T")
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
@@ -115,6 +128,17 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     if value is None or not value.is_initializer() or value.is_graph_input():
         return None
     return value.const_value
+
+
+def read(tensor: ir.TensorProtocol, use: Callable[[Array], T]) -> T:
+    """What `use` makes of the tensor's values (not a view of them).
+
+    Values in a file are mapped into memory for that long only: mapped pages count as resident.
+    """
+    result = use(tensor.numpy())
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return result
 
 
 def shape_of(tensor: ir.TensorProtocol) -> ir.Shape:

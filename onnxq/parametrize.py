@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxq.calibration import Calibration
 from onnxq.errors import CalibrationError, ModelError, OptionError
+from onnxq.model import read
 from onnxq.numerics.quantize import abs_max, params_from_range, symmetric_params
 from onnxq.numerics.ranges import METHODS, RangeOptions
 from onnxq.plan import ActivationPlacement, Placement, Plan, Use, WeightPlacement
@@ -84,24 +85,19 @@ def _tensor(prepared: Prepared, name: str) -> ir.TensorProtocol:
 
 
 def _weight_params(prepared: Prepared, weight: WeightPlacement) -> QuantParams:
-    tensor = _tensor(prepared, weight.tensor)
-    values = tensor.numpy()
     granularity = weight.spec.granularity
     axis = granularity.axis if isinstance(granularity, PerChannel) else None
-    magnitude = abs_max(values, axis)
+    tensor = _tensor(prepared, weight.tensor)
+    magnitude = read(tensor, lambda values: abs_max(values, axis))
     if not np.isfinite(magnitude).all():
         raise ModelError(
             f"{prepared.label}: weight {weight.tensor!r} holds NaN or Inf; "
             "it cannot be quantized, and the float model is likely broken too"
         )
     if weight.spec.symmetric:
-        params = symmetric_params(weight.spec, magnitude)
-    else:
-        low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
-        params = params_from_range(weight.spec, low, high)
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()  # mapped pages count as resident memory
-    return params
+        return symmetric_params(weight.spec, magnitude)
+    low, high = read(tensor, lambda v: (float(v.min(initial=0.0)), float(v.max(initial=0.0))))
+    return params_from_range(weight.spec, low, high)
 
 
 def _unit_params(spec: QuantSpec) -> QuantParams:

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.model import new_value, shape_of
+from onnxq.model import new_value, read, shape_of
 from onnxq.numerics.quantize import dequantize, quantize
 from onnxq.plan import ActivationPlacement, BiasPlacement, Plan, Use, WeightPlacement
 from onnxq.prepare import Prepared
@@ -67,10 +67,7 @@ def _lazy(
     """A tensor that is calculated when it is written, and not kept."""
 
     def evaluate() -> ir.TensorProtocol:
-        array = convert(source.numpy())
-        if isinstance(source, ir.ExternalTensor):
-            source.release()
-        return ir.Tensor(array, dtype=dtype, name=name)
+        return ir.Tensor(read(source, convert), dtype=dtype, name=name)
 
     return ir.LazyTensor(evaluate, dtype=dtype, shape=shape_of(source), name=name)
 
