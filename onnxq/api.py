@@ -14,10 +14,11 @@ import onnx
 import onnx_ir as ir
 
 from onnxq._version import __version__
-from onnxq.calibrate import Progress, Request, fingerprint, request_of
+from onnxq.calibrate import Progress, fingerprint, request_of
 from onnxq.calibrate import calibrate as run_calibration
 from onnxq.calibration import Calibration
-from onnxq.errors import DataError, OptionError
+from onnxq.errors import OptionError
+from onnxq.improve import improve
 from onnxq.model import ModelLike, SourceModel, initializers, load
 from onnxq.parametrize import DEFAULT_METHOD, MethodOptions, parametrize
 from onnxq.placement import place_static, place_weights
@@ -26,7 +27,7 @@ from onnxq.prepare import Prepared, prepare
 from onnxq.qtypes import INT8, INT16
 from onnxq.report import Report, WeightBytes
 from onnxq.rewrite import Encoding, fake_quantized, rewrite
-from onnxq.samples import DataLike, input_specs, open_samples
+from onnxq.samples import DataLike, Samples, input_specs, open_samples
 from onnxq.save import check_output, save, to_proto
 from onnxq.selection import Selection
 from onnxq.session import METADATA_KEY, needed_options
@@ -215,20 +216,19 @@ def quantize_static(
     selection = Selection(tuple(include), tuple(exclude), tuple(include_ops), tuple(exclude_ops))
     placement = place_static(prepared, selection, runtime, per_channel=granularity == "channel")
     clock.lap("place")
-    if data is not None:
-        calibration = _calibrate(
-            prepared,
-            data,
-            request_of([(placement.owners, placement.measured)]),
-            samples=samples,
-            batch_size=batch_size,
-            progress=progress,
+    opened = None if data is None else _open(prepared, data, samples)
+    if opened is not None:
+        request = request_of([(placement.owners, placement.measured)])
+        calibration = run_calibration(
+            prepared, opened, request, batch_size=batch_size, progress=progress
         )
     else:
         calibration = _statistics(statistics, prepared)
     clock.lap("calibrate")
     plan = parametrize(prepared, placement, calibration, options)
     clock.lap("parametrize")
+    plan = improve(prepared, calibration, opened, plan)
+    clock.lap("improve")
     settings: dict[str, Any] = {
         "mode": "static",
         "target": runtime.name,
@@ -264,24 +264,12 @@ def calibrate(
     selection = Selection(tuple(include), tuple(exclude), tuple(include_ops), tuple(exclude_ops))
     placements = [place_static(prepared, selection, target) for target in TARGETS.values()]
     request = request_of((p.owners, p.measured) for p in placements)
-    return _calibrate(
-        prepared, data, request, samples=samples, batch_size=batch_size, progress=progress
-    )
-
-
-def _calibrate(
-    prepared: Prepared,
-    data: DataLike,
-    request: Request,
-    *,
-    samples: int | None,
-    batch_size: int,
-    progress: Progress | None,
-) -> Calibration:
-    if batch_size < 1:
-        raise DataError(f"batch size must be at least 1, got {batch_size}")
-    opened = open_samples(data, input_specs(prepared.ir), samples)
+    opened = _open(prepared, data, samples)
     return run_calibration(prepared, opened, request, batch_size=batch_size, progress=progress)
+
+
+def _open(prepared: Prepared, data: DataLike, limit: int | None) -> Samples:
+    return open_samples(data, input_specs(prepared.ir), limit)
 
 
 def _statistics(statistics: Calibration | PathLike | None, prepared: Prepared) -> Calibration:

@@ -67,11 +67,13 @@ def calibrate(
     Raises ModelError if onnxruntime cannot load or run the model, CalibrationError for NaN or Inf
     in an activation.
     """
+    if batch_size < 1:
+        raise DataError(f"batch size must be at least 1, got {batch_size}")
     specs = input_specs(prepared.ir)
     collector = _Collector(prepared, request, {spec.name for spec in specs})
     done = 0
     try:
-        with session(collector.model, _options()) as active:
+        with session(collector.model) as active:
             if batch_size > 1 and not _can_batch(active, samples, specs, collector):
                 batch_size = 1
             for first, feed, count in _batches(samples, specs, batch_size):
@@ -88,10 +90,6 @@ def calibrate(
         {name: builder.build() for name, builder in collector.tensors.items()},
         collector.means(),
     )
-
-
-def _options() -> ort.SessionOptions:
-    return ort.SessionOptions()
 
 
 class _Collector:
@@ -246,8 +244,3 @@ def _plain(attribute: ir.Attr) -> bool:
         ir.AttributeType.TENSOR,
         ir.AttributeType.TENSORS,
     )
-
-
-def check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise DataError(f"batch size must be at least 1, got {batch_size}")
