@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx_ir as ir
 from onnxq.calibration import Calibration
 from onnxq.errors import CalibrationError, ModelError, OptionError
 from onnxq.model import read
-from onnxq.numerics.quantize import abs_max, params_from_range, symmetric_params
+from onnxq.numerics.quantize import abs_max, params_from_range, range_of, symmetric_params
 from onnxq.numerics.ranges import METHODS, RangeOptions
 from onnxq.plan import ActivationPlacement, Placement, Plan, Use, WeightPlacement
 from onnxq.prepare import Prepared
@@ -65,13 +66,22 @@ def parametrize(
     params: dict[str, QuantParams] = {}
     for weight in placement.weights:
         params[weight.tensor] = _weight_params(prepared, weight)
+    pending = [a for a in placement.activations if a.joins]
     for activation in placement.activations:
+        if activation.owner in params or activation.joins:
+            continue
         if activation.unit_range:
-            params[activation.tensor] = _unit_params(activation.spec)
-        elif activation.owner not in params:
-            if calibration is None:
-                raise CalibrationError("activations need statistics: none were given")
+            params[activation.owner] = _unit_params(activation.spec)
+        elif calibration is None:
+            raise CalibrationError("activations need statistics: none were given")
+        else:
             params[activation.owner] = _activation_params(activation, calibration, options)
+    while pending:  # a Concat may join what another one gives
+        ready = [a for a in pending if all(part in params for part in a.joins)]
+        for activation in ready:
+            parts = [params[part] for part in activation.joins]
+            params[activation.owner] = _union(activation.spec, parts)
+        pending = [a for a in pending if a not in ready]
     biases = _fit_biases(prepared, placement, params)
     return Plan(placement, params, biases)
 
@@ -98,6 +108,16 @@ def _weight_params(prepared: Prepared, weight: WeightPlacement) -> QuantParams:
         return symmetric_params(weight.spec, magnitude)
     low, high = read(tensor, lambda v: (float(v.min(initial=0.0)), float(v.max(initial=0.0))))
     return params_from_range(weight.spec, low, high)
+
+
+def _union(spec: QuantSpec, parts: Sequence[QuantParams]) -> QuantParams:
+    """Parameters for all that the parts can hold: those of one part, if it holds the others."""
+    ranges = [range_of(part) for part in parts]
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    for part, held in zip(parts, ranges, strict=True):
+        if held == (low, high):
+            return part
+    return params_from_range(spec, low, high)
 
 
 def _unit_params(spec: QuantSpec) -> QuantParams:

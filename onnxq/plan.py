@@ -59,6 +59,7 @@ class ActivationPlacement:
 
     owner: the tensor whose statistics give its range (another one if a view shares parameters).
     unit_range: the range is 0..1 by definition.
+    joins: the quantized tensors of which it is a Concat; its range is the union of theirs.
     uses: the inputs of quantized nodes, each of which reads a DequantizeLinear of its own.
     requantized: its producer fuses with the QuantizeLinear, so that float readers must read a
         DequantizeLinear as well.
@@ -70,6 +71,7 @@ class ActivationPlacement:
     uses: tuple[Use, ...]
     requantized: bool
     unit_range: bool = False
+    joins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Placement:
     @property
     def owners(self) -> tuple[str, ...]:
         """The tensors whose statistics are needed, sorted."""
-        return tuple(sorted({a.owner for a in self.activations if not a.unit_range}))
+        return tuple(sorted({a.owner for a in self.activations if not (a.unit_range or a.joins)}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,4 +135,4 @@ class Plan:
     updates: Mapping[str, WeightUpdate] = field(default_factory=dict)
 
     def activation_params(self, activation: ActivationPlacement) -> QuantParams:
-        return self.params[activation.tensor if activation.unit_range else activation.owner]
+        return self.params[activation.owner]

@@ -175,7 +175,7 @@ class _Rewriter:
 
     def _activation(self, placed: ActivationPlacement) -> None:
         value, params = self.values[placed.tensor], self.plan.activation_params(placed)
-        key = placed.tensor if placed.unit_range else placed.owner
+        key = placed.owner
         name = placed.tensor
         inputs = [value, *self._params(self.graph, params, key, explicit=True)]
         q = ir.node("QuantizeLinear", inputs, name=self._unique(f"{name}_QuantizeLinear"))

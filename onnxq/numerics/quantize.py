@@ -14,7 +14,14 @@ from onnxq.qtypes import (
     QuantSpec,
 )
 
-__all__ = ["abs_max", "dequantize", "params_from_range", "quantize", "symmetric_params"]
+__all__ = [
+    "abs_max",
+    "dequantize",
+    "params_from_range",
+    "quantize",
+    "range_of",
+    "symmetric_params",
+]
 
 # Below this a scale loses precision (float32 subnormals): such a tensor is zero for all purposes.
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
@@ -55,6 +62,13 @@ def params_from_range(spec: QuantSpec, low: float, high: float) -> QuantParams:
         scale = np.float32(1.0)
     zero_point = np.clip(np.rint(qtype.qmin - low / float(scale)), qtype.qmin, qtype.qmax)
     return QuantParams(spec, np.asarray(scale), np.asarray(zero_point, qtype.dtype))
+
+
+def range_of(params: QuantParams) -> tuple[float, float]:
+    """The lowest and the highest value that per-tensor parameters can hold."""
+    qtype, scale, zero = params.spec.qtype, float(params.scale), int(params.zero_point)
+    lowest = -qtype.qmax if params.spec.symmetric else qtype.qmin
+    return (lowest - zero) * scale, (qtype.qmax - zero) * scale
 
 
 def quantize(x: Array, params: QuantParams) -> Array:

@@ -5,8 +5,9 @@ whether its inputs come as integers (supply) and its outputs are read as integer
 
 1. Core nodes (Conv, Gemm, MatMul with a constant weight) are quantized. They are the reason.
 2. Elementwise nodes (Add, Concat, ...) are quantized between such: if at least one input is
-   supplied and an output is demanded. So the last pooling before a float output stays float, and
-   so does all of a Softmax, a LayerNormalization or a Gelu, whose inputs no core node supplies.
+   supplied and an output is demanded. So all of a Softmax, a LayerNormalization or a Gelu stays
+   float, whose inputs no core node supplies. A GlobalAveragePool needs no demand: turning its
+   input to float costs more than the pooling itself.
 3. Views (Reshape, MaxPool, ...) likewise; they share their input's parameters.
 4. Relu and Clip right behind a quantized node stay in the file; the runtime drops them, as the
    quantized range does their work. The tensor that gets the parameters is theirs.
@@ -17,7 +18,7 @@ whether its inputs come as integers (supply) and its outputs are read as integer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import onnx_ir as ir
 
@@ -136,7 +137,8 @@ class _Placer:
             source = node.inputs[0]
             return demanded and source is not None and self._supplied(source)
         inputs = [node.inputs[i] for i in rule.activation_inputs(node)]
-        return demanded and any(v is not None and self._supplied(v) for v in inputs)
+        supplied = any(v is not None and self._supplied(v) for v in inputs)
+        return supplied and (demanded or rule.shrinks)
 
     def _supplied(self, value: ir.Value) -> bool:
         """The value exists as integers, or has to because a core node reads it."""
@@ -229,6 +231,7 @@ class _Placer:
                 uses=tuple(sorted(found)),
                 requantized=value in self.integers,
                 unit_range=self._is_unit_range(value),
+                joins=self._joins(value, uses.keys()),
             )
             for value, found in uses.items()
             if found or value in self.integers
@@ -243,6 +246,20 @@ class _Placer:
                 break
             value, node = source, source.producer()
         return value
+
+    def _joins(self, value: ir.Value, placed: Iterable[ir.Value]) -> tuple[str, ...]:
+        """The owners of what a quantized Concat puts together, if all of it is quantized.
+
+        With the union of their ranges, the widest part keeps its very parameters, and the runtime
+        copies its integers in place of translating them.
+        """
+        node = self._owner(value).producer()
+        if node is None or node.op_type != "Concat" or node not in self.quantized:
+            return ()
+        known = set(placed)
+        if not all(v in known for v in node.inputs if v is not None):
+            return ()
+        return tuple(sorted({self._owner(v).name or "" for v in node.inputs if v is not None}))
 
     def _is_unit_range(self, value: ir.Value) -> bool:
         node = self._owner(value).producer()
