@@ -11,7 +11,13 @@ import onnx_ir as ir
 from onnxq.calibration import Calibration
 from onnxq.errors import CalibrationError, ModelError, OptionError
 from onnxq.model import read
-from onnxq.numerics.quantize import abs_max, params_from_range, range_of, symmetric_params
+from onnxq.numerics.quantize import (
+    SMALLEST_SCALE,
+    abs_max,
+    params_from_range,
+    range_of,
+    symmetric_params,
+)
 from onnxq.numerics.ranges import METHODS, RangeOptions
 from onnxq.plan import ActivationPlacement, Placement, Plan, Use, WeightPlacement
 from onnxq.prepare import Prepared
@@ -27,6 +33,8 @@ from onnxq.qtypes import (
 __all__ = ["DEFAULT_METHOD", "MethodOptions", "parametrize"]
 
 DEFAULT_METHOD = "mse"
+# The integer that the bias of a channel without weights becomes
+DEAD_BIAS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -155,39 +163,41 @@ def _fit_biases(
     """
     activations = {a.tensor: a for a in placement.activations}
     plan = Plan(placement, params)
+    needed: dict[str, Float64Array] = {}
     found: list[tuple[Use, QuantParams, str]] = []
     for bias in placement.biases:
         s_x = plan.activation_params(activations[bias.activation])
         values = np.asarray(_tensor(prepared, bias.tensor).numpy(), np.float64).reshape(-1)
         if not np.isfinite(values).all():
             raise ModelError(f"{prepared.label}: bias {bias.tensor!r} holds NaN or Inf")
-        _raise_scales(prepared, params, bias.weight, values, float(s_x.scale))
+        scaled = np.abs(values) / float(s_x.scale)
+        if params[bias.weight].axis is None:
+            scaled = scaled.max(initial=0.0, keepdims=True)
+        needed[bias.weight] = np.maximum(scaled, needed.get(bias.weight, 0.0))
         found.append((bias.use, s_x, bias.weight))
+    for weight, scaled in needed.items():
+        params[weight] = _with_room(_tensor(prepared, weight), params[weight], scaled)
     # only now are the weights' scales final
     return {use: _bias_params(s_x, params[weight]) for use, s_x, weight in found}
 
 
-def _raise_scales(
-    prepared: Prepared,
-    params: dict[str, QuantParams],
-    weight: str,
-    bias: Float64Array,
-    s_x: float,
-) -> None:
-    old = params[weight]
-    shape = _tensor(prepared, weight).shape.numpy()
-    channels = old.scale.size if old.axis is not None else 1
-    terms = int(np.prod(shape)) // max(channels, 1)
+def _with_room(tensor: ir.TensorProtocol, params: QuantParams, scaled: Float64Array) -> QuantParams:
+    """Weight scales at which a bias, given as |bias| / s_x a channel, fits into int32.
+
+    A channel of zeros may have any scale: it gets one at which its bias keeps 20 bits.
+    """
+    old = params.scale.reshape(-1)
+    scaled = np.broadcast_to(scaled, old.shape)
+    terms = int(tensor.size) // max(old.size, 1)
     room = max(INT32.qmax - terms * 255 * 127, 1 << 24)
-    needed = np.abs(bias) / (room * s_x)
-    if old.axis is None:
-        needed = np.asarray(needed.max(initial=0.0))
-    else:
-        needed = np.broadcast_to(needed, old.scale.shape)
-    if (needed > old.scale).any():
-        # a little more than needed, so that rounding to float32 cannot undo it
-        scale = np.maximum(old.scale, (needed * (1 + 1e-6)).astype(np.float32))
-        params[weight] = QuantParams(old.spec, scale.astype(np.float32), old.zero_point)
+    # a little more than needed, so that rounding to float32 cannot undo it
+    scale = np.maximum(old, (scaled / room * (1 + 1e-6)).astype(np.float32))
+    if (old == 1.0).any():
+        dead = read(tensor, lambda values: abs_max(values, params.axis)).reshape(-1) == 0.0
+        fine = (scaled / DEAD_BIAS).astype(np.float32)
+        scale = np.where(dead & (fine >= SMALLEST_SCALE), fine, scale)
+    scale = scale.astype(np.float32).reshape(params.scale.shape)
+    return QuantParams(params.spec, scale, params.zero_point)
 
 
 def _bias_params(activation: QuantParams, weight: QuantParams) -> QuantParams:
