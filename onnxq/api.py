@@ -14,13 +14,13 @@ import onnx
 import onnx_ir as ir
 
 from onnxq._version import __version__
-from onnxq.calibrate import Progress, fingerprint, request_of
-from onnxq.calibrate import calibrate as run_calibration
 from onnxq.calibration import Calibration
+from onnxq.collect import Progress, fingerprint, request_of
+from onnxq.collect import calibrate as run_calibration
 from onnxq.errors import OptionError
 from onnxq.improve import improve
 from onnxq.model import ModelLike, SourceModel, initializers, load
-from onnxq.parametrize import DEFAULT_METHOD, MethodOptions, parametrize
+from onnxq.parametrize import DEFAULT_METHOD, MethodOptions, check_finite, parametrize
 from onnxq.placement import place_static, place_weights
 from onnxq.plan import Placement, Plan
 from onnxq.prepare import Prepared, prepare
@@ -117,6 +117,7 @@ def quantize_dynamic(
     placement = place_weights(
         prepared, selection, INT8 if bits == 8 else INT16, per_channel=granularity == "channel"
     )
+    check_finite(prepared, placement)
     plan = parametrize(prepared, placement)
     clock.lap("plan")
     settings = {"mode": "dynamic", "bits": bits, "granularity": granularity, "encoding": encoding}
@@ -215,6 +216,7 @@ def quantize_static(
     clock.lap("prepare")
     selection = Selection(tuple(include), tuple(exclude), tuple(include_ops), tuple(exclude_ops))
     placement = place_static(prepared, selection, runtime, per_channel=granularity == "channel")
+    check_finite(prepared, placement)
     clock.lap("place")
     opened = None if data is None else _open(prepared, data, samples)
     if opened is not None:

@@ -30,7 +30,7 @@ from onnxq.qtypes import (
     QuantSpec,
 )
 
-__all__ = ["DEFAULT_METHOD", "MethodOptions", "parametrize"]
+__all__ = ["DEFAULT_METHOD", "MethodOptions", "check_finite", "parametrize"]
 
 DEFAULT_METHOD = "mse"
 # The integer that the bias of a channel without weights becomes
@@ -69,7 +69,8 @@ def parametrize(
 ) -> Plan:
     """Scale and zero point of every placed tensor.
 
-    Raises CalibrationError if the statistics lack a tensor, ModelError for NaN or Inf in a weight.
+    Weights have to be finite (`check_finite`). Raises CalibrationError if the statistics lack a
+    tensor.
     """
     params: dict[str, QuantParams] = {}
     for weight in placement.weights:
@@ -94,6 +95,18 @@ def parametrize(
     return Plan(placement, params, biases)
 
 
+def check_finite(prepared: Prepared, placement: Placement) -> None:
+    """Raises ModelError for a weight or bias with NaN or Inf, before anything runs on it."""
+    kinds = [*((w.tensor, "weight") for w in placement.weights)]
+    kinds += [(b.tensor, "bias") for b in placement.biases]
+    for name, kind in kinds:
+        if not np.isfinite(read(_tensor(prepared, name), lambda values: abs_max(values, None))):
+            raise ModelError(
+                f"{prepared.label}: {kind} {name!r} holds NaN or Inf; "
+                "it cannot be quantized, and the float model is likely broken too"
+            )
+
+
 def _tensor(prepared: Prepared, name: str) -> ir.TensorProtocol:
     for graph in prepared.ir.graphs():
         value = graph.initializers.get(name)
@@ -107,11 +120,6 @@ def _weight_params(prepared: Prepared, weight: WeightPlacement) -> QuantParams:
     axis = granularity.axis if isinstance(granularity, PerChannel) else None
     tensor = _tensor(prepared, weight.tensor)
     magnitude = read(tensor, lambda values: abs_max(values, axis))
-    if not np.isfinite(magnitude).all():
-        raise ModelError(
-            f"{prepared.label}: weight {weight.tensor!r} holds NaN or Inf; "
-            "it cannot be quantized, and the float model is likely broken too"
-        )
     if weight.spec.symmetric:
         return symmetric_params(weight.spec, magnitude)
     low, high = read(tensor, lambda v: (float(v.min(initial=0.0)), float(v.max(initial=0.0))))
@@ -168,8 +176,6 @@ def _fit_biases(
     for bias in placement.biases:
         s_x = plan.activation_params(activations[bias.activation])
         values = np.asarray(_tensor(prepared, bias.tensor).numpy(), np.float64).reshape(-1)
-        if not np.isfinite(values).all():
-            raise ModelError(f"{prepared.label}: bias {bias.tensor!r} holds NaN or Inf")
         scaled = np.abs(values) / float(s_x.scale)
         if params[bias.weight].axis is None:
             scaled = scaled.max(initial=0.0, keepdims=True)

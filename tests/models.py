@@ -51,7 +51,7 @@ def samples(name: str, shape: Sequence[int], count: int = 8, seed: int = 7) -> l
 
 def _source(model: ModelIn) -> str | bytes:
     if isinstance(model, onnx.ModelProto):
-        return model.SerializeToString()
+        return bytes(model.SerializeToString())
     return model if isinstance(model, bytes) else str(model)
 
 

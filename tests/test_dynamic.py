@@ -21,8 +21,8 @@ from tests.models import (
     build,
     normal,
     open_session,
-    optimized_ops,
     ops,
+    optimized_ops,
     rounded,
     run,
     samples,
@@ -101,8 +101,7 @@ CASES = {
         _ROWS,
     ),
     "LSTM": Case(
-        "(float[5,2,6] x) => (float[5,1,2,4] y)"
-        " { y, h, c = LSTM<hidden_size=4>(x, w, r, b) }",
+        "(float[5,2,6] x) => (float[5,1,2,4] y) { y, h, c = LSTM<hidden_size=4>(x, w, r, b) }",
         {
             "w": _spread(normal(1, 16, 6, scale=0.3), 1),
             "r": normal(1, 16, 4, seed=5),
@@ -177,7 +176,7 @@ def test_values_are_those_of_rounding(
     )
     (expected, *_) = run(reference, case.feed)
     for optimize in (False, True):
-        # by default onnxruntime turns a MatMul of a DQ into MatMulNBits, which quantizes activations
+        # without the entry onnxruntime makes MatMulNBits, which quantizes activations too
         entries = FOLD_WEIGHTS if encoding == "qdq" else {}
         session = open_session(result, entries, optimize=optimize)
         assert_close(expected, session.run(None, dict(case.feed))[0])
@@ -253,8 +252,7 @@ def test_shared_weight_with_agreeing_axes_is_per_channel() -> None:
 def test_shared_weight_with_conflicting_axes_is_per_tensor() -> None:
     w = _spread(normal(6, 6), 1)
     model = build(
-        "(float[N,6] x) => (float[N,6] y)"
-        " { a = Gemm(x, w) r = Relu(a) y = Gemm<transB=1>(r, w) }",
+        "(float[N,6] x) => (float[N,6] y) { a = Gemm(x, w) r = Relu(a) y = Gemm<transB=1>(r, w) }",
         {"w": w},
     )
     result = onnxq.quantize_dynamic(model)
@@ -270,8 +268,7 @@ def test_shared_weight_with_conflicting_axes_is_per_tensor() -> None:
 def test_tied_embedding_is_stored_once_with_one_scale_a_row() -> None:
     w = _spread(normal(600, 32), 0)  # above 64 KB: a folded Transpose would store it twice
     model = build(
-        "(int64[n] i) => (float[n,600] y)"
-        " { e = Gather(w, i) t = Transpose(w) y = MatMul(e, t) }",
+        "(int64[n] i) => (float[n,600] y) { e = Gather(w, i) t = Transpose(w) y = MatMul(e, t) }",
         {"w": w},
     )
     result = onnxq.quantize_dynamic(model)
@@ -284,12 +281,14 @@ def test_tied_embedding_is_stored_once_with_one_scale_a_row() -> None:
 
 def if_model() -> onnx.ModelProto:
     """Two bodies: one with weights of its own, the other reads one of the main graph."""
-    text = """(bool c, float[N,6] x) => (float[N,4] y) {
+    inner = ", ".join(f"{v:.6f}" for v in normal(24, seed=9))
+    text = f"""(bool c, float[N,6] x) => (float[N,4] y) {{
         y = If (c) <
-          then_branch = t () => (float[N,4] p) <float[6,4] inner = {%s}> { p = MatMul(x, inner) },
-          else_branch = e () => (float[N,4] q) { q = MatMul(x, outer) }
+          then_branch = t () => (float[N,4] p) <float[6,4] inner = {{{inner}}}>
+            {{ p = MatMul(x, inner) }},
+          else_branch = e () => (float[N,4] q) {{ q = MatMul(x, outer) }}
         >
-    }""" % ", ".join(f"{v:.6f}" for v in normal(24, seed=9))
+    }}"""
     return build(text, {"outer": normal(6, 4, seed=10)})
 
 
@@ -419,9 +418,12 @@ TWO = "(float[N,6] x) => (float[N,6] y) { a = MatMul(x, first) r = Relu(a) y = G
 )
 def test_selection(tmp_path: Path, selection: dict[str, list[str]], expected: set[str]) -> None:
     model = build(TWO, {"first": normal(6, 6), "second": normal(6, 6, seed=1)})
-    report = onnxq.quantize_dynamic(model, tmp_path / "q.onnx", **selection)  # type: ignore[arg-type]
+    quantize: Callable[..., Any] = onnxq.quantize_dynamic
+    report = quantize(model, tmp_path / "q.onnx", **selection)
     assert {w.tensor for w in report.placement.weights} == expected
-    stored = {n.input[0] for n in onnx.load(str(tmp_path / "q.onnx")).graph.node if "Deq" in n.op_type}
+    stored = {
+        n.input[0] for n in onnx.load(str(tmp_path / "q.onnx")).graph.node if "Deq" in n.op_type
+    }
     assert len(stored) == len(expected)
 
 
@@ -445,9 +447,7 @@ def test_selection_that_matches_nothing_names_what_is_near(
         assert word in str(caught.value)
 
 
-def test_real_networks_shrink_and_stay_close(
-    tmp_path: Path, networks: dict[str, Any]
-) -> None:
+def test_real_networks_shrink_and_stay_close(tmp_path: Path, networks: dict[str, Any]) -> None:
     network = networks.get("resnet20")
     if network is None:
         pytest.skip("resnet20 is not on this machine")

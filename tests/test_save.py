@@ -128,7 +128,7 @@ def test_failure_in_the_check_leaves_the_old_pair(tmp_path: Path, limit: int) ->
     def refuse(_: Path) -> None:
         raise ValueError("no")
 
-    with pytest.raises(ValueError, match="^no$"):
+    with pytest.raises(ValueError, match=r"^no$"):
         save(model(1), path, refuse, limit=limit)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 

@@ -77,7 +77,7 @@ NETS = {
     ),
     "Conv Relu6 Conv": Net(
         f"{_HEAD} {{ a = Conv{_P}(x, w1, b1) r = Clip(a, lo, hi) y = Conv{_P}(r, w2) }}",
-        {**_TWO, "lo": np.float32(0), "hi": np.float32(6)},
+        {**_TWO, "lo": np.array(0, np.float32), "hi": np.array(6, np.float32)},
         {"QLinearConv": 2},
         ("Clip", "Conv"),
     ),
@@ -233,7 +233,8 @@ def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 
 def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    return next(n for n in model.graph.node if n.name == name)
+    nodes: dict[str, onnx.NodeProto] = {n.name: n for n in model.graph.node}
+    return nodes[name]
 
 
 def dequantized(model: onnx.ModelProto, tensor: str) -> tuple[str, Array, Array] | None:
@@ -371,8 +372,10 @@ def test_excluded_conv_in_the_middle_stays_float() -> None:
             onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
         )
     _, x, m = run(probe, feeds[0], optimize=False)
-    alone = build(f"(float[N,16,10,10] x) => (float[N,c,h,w] y) {{ y = Conv{_P}(x, wm, b1) }}",
-                  {"wm": wm, "b1": _TWO["b1"]})
+    alone = build(
+        f"(float[N,16,10,10] x) => (float[N,c,h,w] y) {{ y = Conv{_P}(x, wm, b1) }}",
+        {"wm": wm, "b1": _TWO["b1"]},
+    )
     assert_close(run(alone, {"x": x})[0], m)
     (integer,), (simulated,) = run(result, feeds[0]), run(result, feeds[0], optimize=False)
     assert sqnr(simulated, integer) >= 34
@@ -442,7 +445,11 @@ def test_gelu_is_fused_in_float_and_not_touched() -> None:
         " y = MatMul(g, w2) }"
     )
     weights = {"w1": normal(16, 24, scale=0.3), "b1": normal(24), "w2": normal(24, 5)}
-    scalars = {"root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
+    scalars = {
+        "root": np.array(2**0.5, np.float32),
+        "one": np.array(1, np.float32),
+        "half": np.array(0.5, np.float32),
+    }
     model, feeds = build(text, {**weights, **scalars}), samples("x", (1, 4, 16))
     assert optimized_ops(model)["BiasGelu"] + optimized_ops(model)["Gelu"] == 1
     found = optimized_ops(quantize(model, feeds))
@@ -471,7 +478,7 @@ def test_dead_channel_gives_its_bias(target: str) -> None:
 
 
 def test_dead_channel_gives_its_bias_however_large_the_input_is() -> None:
-    w, b = conv(16, 8) * np.float32(0.01), np.zeros(16, np.float32)
+    w, b = conv(16, 8) * np.array(0.01, np.float32), np.zeros(16, np.float32)
     w[3], b[3] = 0, 0.5
     model = build(f"{_HEAD} {{ y = Conv(x, w, b) }}", {"w": w, "b": b})
     pixels = [{"x": np.abs(normal(*IMAGE, seed=i) * 80).clip(0, 255)} for i in range(4)]
@@ -504,8 +511,10 @@ def test_constant_zero_input() -> None:
 
 def test_shared_weight_serves_both_readers() -> None:
     w = conv(8, 8)
-    model = build(f"{_HEAD} {{ a = Conv{_P}(x, w, b) r = Relu(a) y = Conv{_P}(r, w) }}",
-                  {"w": w, "b": normal(8)})
+    model = build(
+        f"{_HEAD} {{ a = Conv{_P}(x, w, b) r = Relu(a) y = Conv{_P}(r, w) }}",
+        {"w": w, "b": normal(8)},
+    )
     feeds = samples("x", IMAGE)
     result = quantize(model, feeds)
     assert sum(v.dtype == np.int8 and v.size == w.size for v in weights_of(result).values()) == 1
@@ -555,6 +564,18 @@ def test_inputs_and_outputs_are_those_of_the_float_model() -> None:
         assert [(v.name, v.type, v.shape) for v in mine] == [
             (v.name, v.type, v.shape) for v in theirs
         ]
+
+
+def test_nothing_to_quantize_gives_a_copy(tmp_path: Path) -> None:
+    net = NETS["Conv Relu Conv"]
+    model, feeds = net.model(), net.feeds()
+    report = onnxq.quantize_static(
+        model, tmp_path / "q.onnx", feeds, target=X86, exclude_ops=["Conv"]
+    )
+    assert report.weights.count == 0
+    assert not report.placement.activations
+    assert len([skip for skip in report.skips if skip.op_type == "Conv"]) == 2
+    assert_close(run(model, feeds[0])[0], run(tmp_path / "q.onnx", feeds[0])[0])
 
 
 def test_report_counts_what_runs_on_integers(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ whether its inputs come as integers (supply) and its outputs are read as integer
 4. Relu and Clip right behind a quantized node stay in the file; the runtime drops them, as the
    quantized range does their work. The tensor that gets the parameters is theirs.
 5. The output of a Gemm or MatMul stays float unless only core nodes read it: its kernels give float
-   for free, and what follows in a transformer (bias, LayerNormalization, residual) is float.
+   for free, and what follows in a transformer (bias, LayerNormalization, residual) is float. Not so
+   where onnxruntime would merge a Gemm with the activation behind it into one float kernel.
 6. A Conv's output is quantized always: without that it does not fuse.
 """
 
@@ -42,6 +43,11 @@ __all__ = ["place_static"]
 
 # Float outputs are free after these, and only these
 FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
+# Activations that onnxruntime merges into a float Gemm
+GEMM_FUSED = frozenset(
+    {"Elu", "HardSigmoid", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh"}
+    | {"ThresholdedRelu"}
+)
 
 
 def place_static(
@@ -185,9 +191,14 @@ class _Placer:
         if self.quantized[node].role is Role.VIEW:
             return read  # a Relu behind it has parameters of its own
         values = [self._behind_absorbed(output) for output in read]
-        if node.op_type in FLOAT_OUTPUT:
+        if node.op_type in FLOAT_OUTPUT and not self._would_fuse_in_float(node):
             return [value for value in values if self.core_only(value)]
         return values
+
+    def _would_fuse_in_float(self, node: ir.Node) -> bool:
+        """A Gemm that onnxruntime merges with the activation behind it before it looks for int8."""
+        readers = [reader for output in node.outputs for reader, _ in output.uses()]
+        return node.op_type == "Gemm" and len(readers) == 1 and readers[0].op_type in GEMM_FUSED
 
     def _behind_absorbed(self, value: ir.Value) -> ir.Value:
         while len(value.uses()) == 1 and not value.is_graph_output():

@@ -6,7 +6,8 @@ inputs of rank 2 and for static shapes). So it is done here, before quantization
 
 1. x of rank 2: Gemm(x, W, b).
 2. x of higher rank, with at most one dimension unknown before the last: Gemm between two Reshapes.
-   (With more unknown, onnxruntime leaves the pair alone, and so does this pass.)
+   (With more unknown, onnxruntime leaves the pair alone, and so does this pass.) A Relu that alone
+   reads the sum moves before the second Reshape, where the Gemm absorbs it.
 
 W is a constant of rank 2, b a constant of rank 1 with as many elements as W has columns.
 """
@@ -71,22 +72,39 @@ def _replace(
     gemm = ir.node("Gemm", [x, weight, bias], name=f"{base}.gemm")
     nodes.append(gemm)
     result = gemm.outputs[0]
+    last = add
     if rank > 2:
         result.name = f"{base}.rows"
+        relu = _only_relu(add)
+        if relu is not None:
+            nodes.append(ir.node("Relu", [result], name=f"{relu.name}.rows"))
+            names.add(nodes[-1], names.of(relu))
+            last, result = relu, nodes[-1].outputs[0]
+            result.name = f"{base}.activated"
         lead = [d if isinstance(d, int) else -1 for d in list(data.shape)[:-1]]
         shape = _shape(graph, f"{base}.shape", [*lead, columns])
         nodes.append(ir.node("Reshape", [result, shape], name=f"{base}.unflatten"))
         result = nodes[-1].outputs[0]
-    graph.insert_before(add, nodes)
-    old = add.outputs[0]
+    graph.insert_before(last, nodes)
+    old = last.outputs[0]
     name, result.shape, result.type = old.name, old.shape, old.type
     names.add(gemm, [*names.of(matmul), *names.of(add)])
     for node in nodes:
         names.add(node, [names.label(gemm)])
     old.replace_all_uses_with(result, replace_graph_outputs=True)
-    graph.remove([add, matmul], safe=True)
+    graph.remove([last, add, matmul] if last is not add else [add, matmul], safe=True)
     old.name = None
     result.name = name
+
+
+def _only_relu(add: ir.Node) -> ir.Node | None:
+    readers = list(add.outputs[0].uses())
+    if len(readers) != 1 or add.outputs[0].is_graph_output():
+        return None
+    node = readers[0][0]
+    return (
+        node if node.op_type == "Relu" and node.domain == "" and node.graph is add.graph else None
+    )
 
 
 def _shape(graph: ir.Graph, name: str, dims: list[int]) -> ir.Value:

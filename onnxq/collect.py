@@ -132,24 +132,29 @@ class _Collector:
                     f"{self.label}: tensor {name!r} is {array.dtype}, not float32"
                 )
             if not builder.add(array, count):
-                last = f" to {first + count - 1}" if count > 1 else ""
-                raise CalibrationError(
-                    f"{self.label}: tensor {name!r} holds NaN or Inf for sample {first}{last}; "
-                    "look at that sample, or leave the node out with --exclude"
-                )
+                raise self._not_finite(name, first, count)
         for name, value in self._averaged:
-            self._add_means(name, found[value.name or ""], count)
+            self._add_means(name, found[value.name or ""], first, count)
 
-    def _add_means(self, name: str, x: Array, count: int) -> None:
+    def _add_means(self, name: str, x: Array, first: int, count: int) -> None:
         """x: [count * rows, channels, 1, ...] or [count, ..., channels]; each sample's mean."""
         pooled = x.ndim > 2 and all(d == 1 for d in x.shape[2:])
         channels = x.shape[1] if pooled else x.shape[-1]
         if x.size == 0:
             return
         rows = x.reshape(count, -1, channels).astype(np.float64).mean(axis=1)
+        if not np.isfinite(rows).all():
+            raise self._not_finite(name, first, count)
         means = ChannelMeans(count, ExactSum.of(rows.astype(np.float32)))
         known = self._sums.get(name)
         self._sums[name] = means if known is None else known + means
+
+    def _not_finite(self, name: str, first: int, count: int) -> CalibrationError:
+        last = f" to {first + count - 1}" if count > 1 else ""
+        return CalibrationError(
+            f"{self.label}: tensor {name!r} holds NaN or Inf for sample {first}{last}; look at "
+            "that sample, or leave the node out with --exclude"
+        )
 
     def means(self) -> dict[str, ChannelMeans]:
         return {name: self._sums[name] for name, _ in self._averaged if name in self._sums}
