@@ -10,6 +10,7 @@ what is summed is calculated sample by sample.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,11 +74,15 @@ def calibrate(
     collector = _Collector(prepared, request, {spec.name for spec in specs})
     done = 0
     try:
-        with session(collector.model) as active:
-            if batch_size > 1 and not _can_batch(active, samples, specs, collector):
+        with contextlib.ExitStack() as stack:
+            active = stack.enter_context(session(collector.model)) if collector.fetches else None
+            if active is None or (
+                batch_size > 1 and not _can_batch(active, samples, specs, collector)
+            ):
                 batch_size = 1
             for first, feed, count in _batches(samples, specs, batch_size):
-                collector.add(run(active, feed, collector.fetches), feed, first, count)
+                results = run(active, feed, collector.fetches) if active is not None else []
+                collector.add(results, feed, first, count)
                 done += count
                 if progress is not None:
                     progress(done, len(samples))

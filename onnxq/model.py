@@ -56,7 +56,9 @@ def load(model: ModelLike) -> SourceModel:
     if isinstance(model, ir.Model):
         source = SourceModel(model.clone(), None)
     elif isinstance(model, onnx.ModelProto):
-        source = SourceModel(_from_proto(model, "the ModelProto"), None)
+        copy = onnx.ModelProto()  # onnx-ir's tensors refer to the message and rename its parts
+        copy.CopyFrom(model)
+        source = SourceModel(_from_proto(copy, "the ModelProto"), None)
     else:
         source = _load_file(Path(model))
     if len(source.ir.graph) == 0:

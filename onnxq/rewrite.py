@@ -128,6 +128,7 @@ class _Rewriter:
         # A small model has many weights of few bytes: short names, and none for the nodes
         q = self._initializer(graph, f"{name}_q", integers)
         graph.initializers.pop(name)
+        value.const_value = None  # the tensor may be the caller's: it keeps its name
         value.name = f"{name}/float"
         if self.encoding == "fold":
             nodes = self._cast_and_multiply(graph, q, params, name)

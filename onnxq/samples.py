@@ -7,7 +7,9 @@ temporary directory as it is read, so that every later stage can read it again, 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +148,8 @@ class _Spooled:
     """Samples of a one-shot source, kept in a temporary directory as long as this lives."""
 
     def __init__(self, items: Iterable[Any], specs: Sequence[InputSpec], limit: int | None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxq-samples-")
+        self._folder = Path(tempfile.mkdtemp(prefix="onnxq-samples-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._names = [spec.name for spec in specs]
         self._length = 0
         for number, item in enumerate(items):
@@ -158,7 +161,7 @@ class _Spooled:
                     return
 
     def _path(self, index: int, part: int) -> Path:
-        return Path(self._folder.name) / f"{index}-{part}.npy"
+        return self._folder / f"{index}-{part}.npy"
 
     def __len__(self) -> int:
         return self._length
