@@ -43,7 +43,7 @@ class Reader(Protocol):
     def get_next(self) -> Feed | None: ...
 
 
-DataLike = str | Path | Array | Mapping[str, Array] | Reader | Iterable[Any]
+DataLike = str | Path | Samples | Array | Mapping[str, Array] | Reader | Iterable[Any]
 
 
 @dataclass(frozen=True)
