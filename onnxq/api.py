@@ -22,7 +22,7 @@ from onnxq.improve import improve
 from onnxq.model import ModelLike, SourceModel, initializers, load
 from onnxq.parametrize import DEFAULT_METHOD, MethodOptions, check_finite, parametrize
 from onnxq.placement import place_static, place_weights
-from onnxq.plan import Placement, Plan
+from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared, prepare
 from onnxq.qtypes import INT8, INT16
 from onnxq.report import Report, WeightBytes

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from onnxq.calibration import Calibration
-from onnxq.plan import Plan
+from onnxq.plans import Plan
 from onnxq.prepare import Prepared
 from onnxq.samples import Samples
 

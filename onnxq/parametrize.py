@@ -19,7 +19,7 @@ from onnxq.numerics.quantize import (
     symmetric_params,
 )
 from onnxq.numerics.ranges import METHODS, RangeOptions
-from onnxq.plan import ActivationPlacement, Placement, Plan, Use, WeightPlacement
+from onnxq.plans import ActivationPlacement, Placement, Plan, Use, WeightPlacement
 from onnxq.prepare import Prepared
 from onnxq.qtypes import (
     INT32,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxq.plan import Placement, Skip
+from onnxq.plans import Placement, Skip
 
 __all__ = ["Report", "WeightBytes"]
 

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from onnxq.model import new_value, read, shape_of
 from onnxq.numerics.quantize import dequantize, quantize
-from onnxq.plan import ActivationPlacement, BiasPlacement, Plan, Use, WeightPlacement
+from onnxq.plans import ActivationPlacement, BiasPlacement, Plan, Use, WeightPlacement
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Array, PerChannel, QuantParams
 

@@ -26,7 +26,7 @@ import onnx_ir as ir
 from onnxq.model import constant
 from onnxq.optable import OpRule, Role, rule_of
 from onnxq.placement.fused import float_regions
-from onnxq.plan import (
+from onnxq.plans import (
     ActivationPlacement,
     BiasPlacement,
     Placement,

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxq.model import constant, initializers
 from onnxq.optable import rule_of
-from onnxq.plan import Placement, Skip, Use, WeightPlacement
+from onnxq.plans import Placement, Skip, Use, WeightPlacement
 from onnxq.prepare import Prepared
 from onnxq.prepare.constants import VIEWS
 from onnxq.qtypes import PerChannel, PerTensor, QType, QuantSpec
