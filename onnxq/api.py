@@ -25,8 +25,9 @@ from onnxq.placement import place_static, place_weights
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared, prepare
 from onnxq.qtypes import INT8, INT16
-from onnxq.report import Report, WeightBytes
+from onnxq.report import Report, WeightBytes, nothing_quantized
 from onnxq.rewrite import Encoding, fake_quantized, rewrite
+from onnxq.runtime import foreign_ops
 from onnxq.samples import DataLike, Samples, input_specs, open_samples
 from onnxq.save import check_output, save, to_proto
 from onnxq.selection import Selection
@@ -318,7 +319,7 @@ def _finish(
         weights=_weight_bytes(prepared, plan),
         placement=plan.placement,
         operators=_operators(prepared, plan.placement),
-        notes=tuple(_notes(source, prepared, path, options)),
+        notes=tuple(_notes(source, prepared, plan.placement, path, options)),
         seconds=clock.laps,
     )
 
@@ -356,13 +357,24 @@ def _operators(prepared: Prepared, placement: Placement) -> dict[str, int]:
 
 
 def _notes(
-    source: SourceModel, prepared: Prepared, path: Path, options: dict[str, str]
+    source: SourceModel,
+    prepared: Prepared,
+    placement: Placement,
+    path: Path,
+    options: dict[str, str],
 ) -> list[str]:
     notes = []
+    if not placement.weights:
+        notes.append(nothing_quantized(placement))
+    if unknown := foreign_ops(source.ir):
+        notes.append(
+            f"left as they are: {', '.join(unknown)}, which onnxruntime does not know; the result "
+            "was checked as far as that allows: register their library and run it"
+        )
     before, after = source.ir.opset_imports.get("", 0), prepared.ir.opset_imports.get("", 0)
     if after > before:
         notes.append(f"opset raised from {before} to {after}, which per-channel scales need")
-    if options:
+    if options and placement.weights:
         entries = ", ".join(f"{key}={value}" for key, value in options.items())
         notes.append(
             f'load with onnxq.load_session("{path}"), or any session with {entries}: without it '

@@ -25,7 +25,7 @@ from onnxq.numerics.exact import ExactSum
 from onnxq.numerics.statistics import ChannelMeans, StatisticsBuilder
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Array
-from onnxq.runtime import Feed, RuntimeFailureError, run, session
+from onnxq.runtime import Feed, RuntimeFailureError, foreign_ops, run, session
 from onnxq.samples import InputSpec, Samples, input_specs
 
 __all__ = ["Request", "calibrate", "fingerprint", "request_of"]
@@ -88,7 +88,11 @@ def calibrate(
                     progress(done, len(samples))
     except RuntimeFailureError as error:
         what = f"cannot run sample {done}" if done else "cannot load or run the model"
-        raise ModelError(f"{prepared.label}: onnxruntime {what}: {error}") from error
+        unknown = foreign_ops(prepared.ir)
+        hint = f"; {unknown[0]} is none of its operators: dynamic mode need not run the model"
+        raise ModelError(
+            f"{prepared.label}: onnxruntime {what}: {error}{hint if unknown else ''}"
+        ) from error
     return Calibration(
         fingerprint(prepared),
         done,

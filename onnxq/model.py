@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import google.protobuf.message
 import onnx
+import onnx.defs
 import onnx_ir as ir
 
 from onnxq.errors import ExternalDataError, ModelError
@@ -63,12 +64,40 @@ def load(model: ModelLike) -> SourceModel:
         source = _load_file(Path(model))
     if len(source.ir.graph) == 0:
         raise ModelError(f"{source.label}: the graph has no node: is this an ONNX model?")
-    if not source.ir.opset_imports:
-        raise ModelError(f"{source.label}: no opset is declared: is this an ONNX model?")
+    _check_versions(source)
     for value in initializers(source.ir):
         if isinstance(value.const_value, ir.ExternalTensor):
             _check_external(value.const_value, source.label)
     return source
+
+
+def _check_versions(source: SourceModel) -> None:
+    """The model's opset and IR version are among those that the installed onnx knows."""
+    label, opsets = source.label, source.ir.opset_imports
+    if "ai.onnx" in opsets:  # the other spelling of the standard domain
+        opsets.setdefault("", opsets.pop("ai.onnx"))
+    if not opsets:
+        raise ModelError(f"{label}: no opset is declared: is this an ONNX model?")
+    newest, current = onnx.defs.onnx_opset_version(), opsets.get("")
+    if current is None:
+        nodes = ir.traversal.RecursiveGraphIterator(source.ir.graph)
+        if any(node.domain == "" for node in nodes):
+            raise ModelError(
+                f"{label}: it has standard operators but declares no opset for them (only for "
+                f"{', '.join(sorted(opsets))}); export it again"
+            )
+    elif current < 1:
+        raise ModelError(f"{label}: opset {current} does not exist: export the model again")
+    elif current > newest:
+        raise ModelError(
+            f"{label}: opset {current} is newer than what the installed onnx {onnx.__version__} "
+            f"knows; export the model at opset {newest} or below, or install a newer onnx"
+        )
+    if (source.ir.ir_version or 0) > onnx.IR_VERSION:
+        raise ModelError(
+            f"{label}: IR version {source.ir.ir_version} is newer than what the installed onnx "
+            f"{onnx.__version__} knows ({onnx.IR_VERSION}); install a newer onnx"
+        )
 
 
 def _load_file(path: Path) -> SourceModel:

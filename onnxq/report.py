@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from onnxq.plans import Placement, Skip
 
-__all__ = ["Report", "WeightBytes"]
+__all__ = ["Report", "WeightBytes", "nothing_quantized"]
+
+# Reasons that a note lists; all of them are among the skips
+REASONS = 3
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,26 @@ class WeightBytes:
     @property
     def ratio(self) -> float:
         return (self.integers + self.scales) / self.float32 if self.float32 else 0.0
+
+
+def nothing_quantized(placement: Placement) -> str:
+    """In words that, and why, a model stayed float as a whole."""
+    wanted = (
+        "weight of a Conv, Gemm, MatMul, ConvTranspose, LSTM, GRU or Gather"
+        if placement.target is None
+        else "weight of a Conv, Gemm or MatMul"
+    )
+    start = "nothing was quantized, the result is the float model: "
+    heavy = [skip for skip in placement.skips if skip.bytes] or placement.skips
+    counts = Counter(skip.reason for skip in heavy)
+    if not counts:
+        return f"{start}it has no constant float32 {wanted}"
+    listed = "; ".join(
+        f"{reason} ({count} {heavy[0].what}{'s' if count > 1 else ''})"
+        for reason, count in counts.most_common(REASONS)
+    )
+    more = f"; and {len(counts) - REASONS} more reasons" if len(counts) > REASONS else ""
+    return f"{start}there is no constant float32 {wanted} that may be. {listed}{more}"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ __all__ = [
     "PROTOBUF_LIMIT",
     "Feed",
     "RuntimeFailureError",
+    "foreign_ops",
     "model_size",
     "one_line",
     "run",
@@ -31,10 +32,24 @@ Feed = Mapping[str, Array]
 PROTOBUF_LIMIT = (1 << 31) - (64 << 20)
 # Initializers smaller than this stay in the model file when the others go beside it
 INLINE = 1024
+# Domains of operators that come with onnxruntime; others need a library to be registered
+BUILT_IN = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "com.microsoft")
 
 
 class RuntimeFailureError(Exception):
     """onnxruntime refused a model or a run; the message is its own, in one line."""
+
+
+def foreign_ops(model: ir.Model) -> list[str]:
+    """`domain:op_type` of all nodes that are neither standard nor a function of the model."""
+    own = {(function.domain, function.name) for function in model.functions.values()}
+    return sorted(
+        {
+            f"{node.domain}:{node.op_type}"
+            for node in ir.traversal.RecursiveGraphIterator(model.graph)
+            if node.domain not in BUILT_IN and (node.domain, node.op_type) not in own
+        }
+    )
 
 
 def model_size(model: ir.Model) -> int:
@@ -57,7 +72,7 @@ def session(
     Raises RuntimeFailureError if onnxruntime cannot load it.
     """
     options = options or ort.SessionOptions()
-    options.log_severity_level = 3  # errors come as exceptions; warnings are about our own probes
+    options.log_severity_level = 4  # errors come as exceptions; warnings are about our own probes
     with contextlib.ExitStack() as stack:
         source: str | bytes
         if isinstance(model, Path):
@@ -101,9 +116,20 @@ def run(
 ) -> list[Array]:
     """One run. Raises RuntimeFailureError with onnxruntime's reason."""
     try:
+        if any(array.dtype.kind == "V" for array in feed.values()):
+            # bfloat16 and the like, for which onnxruntime has to be told the type
+            values = {name: _ort_value(array) for name, array in feed.items()}
+            return [x.numpy() for x in active.run_with_ort_values(outputs, values)]
         return [np.asarray(x) for x in active.run(outputs, dict(feed))]
     except ORT_ERRORS as error:
         raise RuntimeFailureError(one_line(error)) from error
+
+
+def _ort_value(array: Array) -> ort.OrtValue:
+    if array.dtype.kind != "V":
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    kind = int(ir.DataType.from_numpy(array.dtype))
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, kind)
 
 
 def run_once(model: ir.Model) -> list[Array]:

@@ -66,11 +66,20 @@ class InputSpec:
 
 
 def input_specs(model: ir.Model) -> list[InputSpec]:
-    """The inputs that a caller has to give, in order."""
+    """The inputs that a caller has to give, in order.
+
+    Raises DataError for an input that is not a tensor.
+    """
     specs = []
     for value in model.graph.inputs:
         if value.is_initializer():
             continue
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            kind = type(value.type).__name__.removesuffix("Type").lower()
+            raise DataError(
+                f"input {value.name!r} is of type {kind}: samples can be given for tensors only; "
+                "dynamic mode needs none"
+            )
         dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
         shape = None
         if value.shape is not None:
@@ -150,12 +159,14 @@ class _Spooled:
     def __init__(self, items: Iterable[Any], specs: Sequence[InputSpec], limit: int | None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="onnxq-samples-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._names = [spec.name for spec in specs]
+        self._specs = specs
         self._length = 0
         for number, item in enumerate(items):
             for feed in _split(_feed(item, specs, f"sample {number}"), specs):
-                for i, name in enumerate(self._names):
-                    np.save(self._path(self._length, i), feed[name], allow_pickle=False)
+                for i, spec in enumerate(specs):
+                    array = feed[spec.name]
+                    plain = array.astype(str) if array.dtype.kind == "O" else array
+                    np.save(self._path(self._length, i), plain, allow_pickle=False)
                 self._length += 1
                 if self._length == limit:
                     return
@@ -169,7 +180,13 @@ class _Spooled:
     def __getitem__(self, index: int, /) -> Feed:
         if not 0 <= index < self._length:
             raise IndexError(index)
-        return {name: np.load(self._path(index, i)) for i, name in enumerate(self._names)}
+        return {spec.name: self._load(index, i) for i, spec in enumerate(self._specs)}
+
+    def _load(self, index: int, part: int) -> Array:
+        array: Array = np.load(self._path(index, part))
+        dtype = self._specs[part].dtype
+        # .npy knows no strings of any length, and of bfloat16 and the like only the bytes
+        return array.astype(dtype) if dtype.kind == "O" else array.view(dtype)
 
 
 def open_samples(data: DataLike, specs: Sequence[InputSpec], limit: int | None = None) -> Samples:
@@ -284,13 +301,15 @@ def _feed(item: Any, specs: Sequence[InputSpec], label: str) -> Feed:
                 + (f"unknown: {', '.join(map(repr, unknown))}; " if unknown else "")
                 + (f"missing: {', '.join(map(repr, missing))}" if missing else "")
             )
-        arrays = {name: np.asarray(item[name]) for name in item}
+        arrays = {name: _array(item[name], name, label) for name in item}
     elif isinstance(item, tuple | list):
         if len(item) != len(specs):
             raise DataError(f"{label}: {len(item)} arrays for {len(specs)} inputs")
-        arrays = {spec.name: np.asarray(x) for spec, x in zip(specs, item, strict=True)}
+        arrays = {
+            spec.name: _array(x, spec.name, label) for spec, x in zip(specs, item, strict=True)
+        }
     elif len(specs) == 1:
-        arrays = {specs[0].name: np.asarray(item)}
+        arrays = {specs[0].name: _array(item, specs[0].name, label)}
     else:
         wanted = ", ".join(repr(spec.name) for spec in specs)
         raise DataError(f"{label}: one array, but the model has the inputs {wanted}")
@@ -301,10 +320,19 @@ def _feed(item: Any, specs: Sequence[InputSpec], label: str) -> Feed:
     return _checked(arrays, specs, label)
 
 
+def _array(item: Any, name: str, label: str) -> Array:
+    try:
+        return np.asarray(item)
+    except ValueError as error:  # a list of lists of different lengths
+        raise DataError(f"{label}: input {name!r} is not an array: {error}") from error
+
+
 def _checked(feed: dict[str, Array], specs: Sequence[InputSpec], label: str) -> Feed:
     for spec in specs:
         array = feed[spec.name]
         where = f"{label}: input {spec.name!r}"
+        if spec.dtype.kind == "O" and array.dtype.kind == "U":
+            array = feed[spec.name] = array.astype(object)  # strings, as onnxruntime wants them
         if array.dtype != spec.dtype:
             raise DataError(
                 f"{where} is {array.dtype}; the model wants {spec}: convert it with "
@@ -323,7 +351,12 @@ def _checked(feed: dict[str, Array], specs: Sequence[InputSpec], label: str) -> 
 
 
 def _is_single(feed: Feed, specs: Sequence[InputSpec]) -> bool:
-    """Whether a feed is one sample: not several along a batch dimension that all inputs share."""
+    """Whether a feed is one sample: not several along a batch dimension that all inputs share.
+
+    Where all inputs are of rank 1 (token ids, a signal), that dimension is no batch.
+    """
+    if all(spec.shape is not None and len(spec.shape) <= 1 for spec in specs):
+        return True
     sizes = {feed[spec.name].shape[0] if spec.batched else 1 for spec in specs}
     return sizes == {1} or len(sizes) > 1 or not all(spec.batched for spec in specs)
 

@@ -137,8 +137,7 @@ def test_external_data_outside_the_directory(out: Path, external: Path, link: bo
         quantize_dynamic(external, out)
 
 
-@pytest.mark.parametrize("domain", ["", "com.example"])
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(("domain", "static"), [("", False), ("", True), ("com.example", True)])
 def test_unknown_op(out: Path, source: Path, domain: str, static: bool) -> None:
     proto = onnx.load(str(source))
     proto.graph.node[1].op_type = "Frobnicate"

@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from onnxq.model import constant
 from onnxq.optable import OpRule, Role, rule_of
+from onnxq.placement.existing import already_quantized, check_something_is_float
 from onnxq.placement.fused import float_regions
 from onnxq.plans import (
     ActivationPlacement,
@@ -53,7 +54,11 @@ GEMM_FUSED = frozenset(
 def place_static(
     prepared: Prepared, selection: Selection, target: Target, *, per_channel: bool = True
 ) -> Placement:
-    """What of the main graph runs in int8 on the target."""
+    """What of the main graph runs in int8 on the target.
+
+    Raises ModelError for a model that is quantized already.
+    """
+    check_something_is_float(prepared, static=True)
     return _Placer(prepared, selection.reasons(prepared), target, per_channel).place()
 
 
@@ -68,10 +73,12 @@ class _Placer:
         self.skips: list[Skip] = []
         self.rules: dict[ir.Node, OpRule] = {}
         fused = float_regions(self.graph)
+        integer = already_quantized(prepared)
         for node in self.graph:
             rule = rule_of(node)
             name = node.name or ""
-            reason = left.get(name) or fused.get(name) or self._refusal(node, rule)
+            reason = integer.get(name) or left.get(name) or fused.get(name)
+            reason = reason or self._refusal(node, rule)
             if rule is not None and reason is None:
                 self.rules[node] = rule
             elif reason is not None and _is_float(node):

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxq.model import constant, initializers
 from onnxq.optable import rule_of
+from onnxq.placement.existing import QDQ, already_quantized, check_something_is_float
 from onnxq.plans import Placement, Skip, Use, WeightPlacement
 from onnxq.prepare import Prepared
 from onnxq.prepare.constants import VIEWS
@@ -36,7 +37,11 @@ class _Role:
 def place_weights(
     prepared: Prepared, selection: Selection, qtype: QType, *, per_channel: bool
 ) -> Placement:
-    """Every float32 weight of the op table, symmetric; the rest as skips with reasons."""
+    """Every float32 weight of the op table, symmetric; the rest as skips with reasons.
+
+    Raises ModelError for a model that is quantized already.
+    """
+    check_something_is_float(prepared, static=False)
     reasons = selection.reasons(prepared)
     placed: list[WeightPlacement] = []
     skips: list[Skip] = []
@@ -44,6 +49,8 @@ def place_weights(
         tensor = value.const_value
         if tensor is None or not tensor.dtype.is_floating_point() or not value.uses():
             continue
+        if all(node.op_type in QDQ for node, _ in value.uses()):
+            continue  # a scale
         roles, others = _roles(value)
         reason = _why_not(value, tensor, roles, others, reasons)
         name = value.name or ""
@@ -57,7 +64,18 @@ def place_weights(
         else:
             user = (roles[0].node if roles else next(iter(value.uses()))[0]).op_type
             skips.append(Skip("tensor", name, user, reason, tensor.nbytes))
-    return Placement(tuple(placed), skips=tuple(skips))
+    return Placement(tuple(placed), skips=(*skips, *_integer_nodes(prepared)))
+
+
+def _integer_nodes(prepared: Prepared) -> list[Skip]:
+    """The nodes that are quantized in the model as it was given."""
+    reasons = already_quantized(prepared)
+    nodes = ir.traversal.RecursiveGraphIterator(prepared.ir.graph)
+    return [
+        Skip("node", prepared.names.label(node), node.op_type, reasons[node.name or ""])
+        for node in nodes
+        if (node.name or "") in reasons
+    ]
 
 
 def _why_not(

@@ -1,5 +1,6 @@
 """Prepare: a clone of the user's model, in the form that the other stages expect.
 
+functions.py   model-local functions replaced by their bodies
 names.py       every node and tensor has one name; the user's names are remembered
 constants.py   Constant nodes become initializers; what depends on constants alone is calculated
 identity.py    Identity and Dropout are dropped
@@ -10,6 +11,9 @@ matmul_add.py  MatMul + Add of a bias becomes Gemm (static mode)
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -19,6 +23,7 @@ from onnxq.errors import ModelError
 from onnxq.model import SourceModel
 from onnxq.prepare.batchnorm import fold_batchnorm
 from onnxq.prepare.constants import fold_constants, lift_constants
+from onnxq.prepare.functions import inline_functions
 from onnxq.prepare.identity import drop_identity
 from onnxq.prepare.matmul_add import matmul_add_to_gemm
 from onnxq.prepare.names import NameMap, unique_names
@@ -48,8 +53,7 @@ def prepare(source: SourceModel, *, min_opset: int, static: bool) -> Prepared:
     Raises ModelError if the opset cannot be raised, or a constant part does not run.
     """
     model = source.ir.clone()
-    if model.functions:
-        common.InlinePass()(model)
+    model = inline_functions(model, source.label)
     if model.ir_version < 4:  # until then initializers had to be listed as inputs
         common.RemoveInitializersFromInputsPass()(model)
         model.ir_version = 4
@@ -77,7 +81,18 @@ def prepare(source: SourceModel, *, min_opset: int, static: bool) -> Prepared:
 
 def infer_shapes(model: ir.Model) -> None:
     """Types and shapes where ONNX's inference finds them; what it cannot stays unknown."""
-    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    with _silent(logging.getLogger("onnx_ir.passes.common.shape_inference")):
+        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+@contextlib.contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Without the traceback that the pass prints where inference fails, which is no error."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def drop_unused_initializers(model: ir.Model) -> None:

@@ -4,7 +4,8 @@ The constant part of a graph is run once, in onnxruntime itself, so that it is c
 same kernels that would calculate it at load.
 
 Left alone:
-1. Random and stateful ops, ops with bodies, other domains, QuantizeLinear and DequantizeLinear.
+1. Random and stateful ops, ops with bodies, other domains, QuantizeLinear and DequantizeLinear,
+   and the Cast of a weight that is stored as integers: it is quantized already.
 2. What makes something large out of something small (ConstantOfShape, Expand, Tile, Range, ...)
    above 64 KB.
 3. Views (Transpose, Reshape, Slice, ...) of a weight that stays for other uses, unless
@@ -23,7 +24,7 @@ from onnxq.errors import ModelError
 from onnxq.model import constant, new_value, shape_of
 from onnxq.qtypes import Array
 
-__all__ = ["VIEWS", "fold_constants", "lift_constants"]
+__all__ = ["VIEWS", "fold_constants", "is_stored_integer", "lift_constants"]
 
 VIEWS = frozenset(
     {"Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -35,6 +36,10 @@ NEVER = frozenset(
     | {"SequenceInsert", "SequenceEmpty", "SplitToSequence"}
 )
 GROWS = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Tile"})
+NARROW = frozenset(
+    {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16}
+    | {ir.DataType.INT4, ir.DataType.UINT4}
+)
 LARGEST_GROWN = 64 << 10
 LARGEST_INPUT = 512 << 20
 
@@ -54,12 +59,24 @@ def fold_constants(model: ir.Model, *, duplicate: bool, label: str) -> None:
             _fold(graph, nodes, model, label)
 
 
+def is_stored_integer(node: ir.Node) -> bool:
+    """A Cast to float of a constant tensor of narrow integers, as in a quantized weight."""
+    if node.op_type != "Cast" or node.domain != "":
+        return False
+    tensor = constant(node.inputs[0])
+    if tensor is None or tensor.dtype not in NARROW or tensor.shape.rank() < 2:
+        return False
+    return ir.DataType(node.attributes.get_int("to", 0)).is_floating_point()
+
+
 def _foldable(graph: ir.Graph) -> list[ir.Node]:
     """Nodes that can be calculated now, in topological order."""
     known: set[ir.Value] = set()
     nodes: list[ir.Node] = []
     for node in graph:
         if node.domain != "" or node.op_type in NEVER or not node.inputs:
+            continue
+        if is_stored_integer(node):
             continue
         if not all(v is None or v in known or constant(v) is not None for v in node.inputs):
             continue

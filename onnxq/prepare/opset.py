@@ -1,8 +1,4 @@
-"""Opset and IR version raised to what the result needs.
-
-onnx's own converter does the work. It wants the whole model in one protobuf, which ends at 2 GB,
-so weights stay outside: they are handed over as graph inputs without data and put back after.
-"""
+"""Opset and IR version raised to what the result needs, by onnx's own converter."""
 
 from __future__ import annotations
 
@@ -11,11 +7,10 @@ import onnx.version_converter
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
+from onnxq.prepare.through_onnx import through_onnx
+from onnxq.runtime import one_line
 
 __all__ = ["ir_version_for", "raise_opset"]
-
-# Small initializers stay: the converter reads some of them (scales, axes, shapes)
-STAYS_INSIDE = 1024
 
 
 def ir_version_for(opset: int) -> int:
@@ -28,32 +23,24 @@ def raise_opset(model: ir.Model, opset: int, label: str) -> ir.Model:
     current = model.opset_imports.get("", 0)
     if current == 0 or current >= opset:
         return model
-    work = model.clone()
-    graph = work.graph
-    kept: dict[str, ir.TensorProtocol] = {}
-    for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or value.is_graph_input():
-            continue
-        if tensor.nbytes > STAYS_INSIDE:
-            kept[name] = tensor
-            value.const_value = None
-            graph.initializers.pop(name)
-            graph.inputs.append(value)
-        elif isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.tensor(tensor.numpy(), name=name)
     try:
-        proto = onnx.version_converter.convert_version(ir.to_proto(work), opset)
+        _check(model, current)
+        raised = through_onnx(
+            model, lambda proto: onnx.version_converter.convert_version(proto, opset)
+        )
     except (RuntimeError, onnx.checker.ValidationError) as error:
         raise ModelError(
             f"{label}: opset {current} must be raised to {opset} and onnx's converter cannot: "
-            f"{error}; export the model at opset {opset} or later"
+            f"{one_line(error)}; export the model at opset {opset} or later"
         ) from error
-    raised = ir.from_proto(proto)
-    for value in list(raised.graph.inputs):
-        if value.name in kept:
-            raised.graph.inputs.remove(value)
-            value.const_value = kept[value.name]
-            raised.graph.register_initializer(value)
     raised.ir_version = max(raised.ir_version or 0, ir_version_for(opset))
     return raised
+
+
+def _check(model: ir.Model, current: int) -> None:
+    """Raises RuntimeError for what the converter turns into something else."""
+    if current == 8:
+        for node in ir.traversal.RecursiveGraphIterator(model.graph):
+            if node.op_type == "Scan" and node.domain == "":
+                # the converter leaves the axis, and one input more, where they are
+                raise RuntimeError("a Scan of opset 8 has a batch axis, a later one has none")
