@@ -88,11 +88,11 @@ def calibrate(
                     progress(done, len(samples))
     except RuntimeFailureError as error:
         what = f"cannot run sample {done}" if done else "cannot load or run the model"
-        unknown = foreign_ops(prepared.ir)
-        hint = f"; {unknown[0]} is none of its operators: dynamic mode need not run the model"
-        raise ModelError(
-            f"{prepared.label}: onnxruntime {what}: {error}{hint if unknown else ''}"
-        ) from error
+        hint = "".join(
+            f"; {op} is none of its operators: dynamic mode need not run the model"
+            for op in foreign_ops(prepared.ir)[:1]
+        )
+        raise ModelError(f"{prepared.label}: onnxruntime {what}: {error}{hint}") from error
     return Calibration(
         fingerprint(prepared),
         done,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,13 @@ def networks() -> dict[str, assets.Network]:
     if not found:
         pytest.skip(f"no models in {assets.ASSETS}")
     return found
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What became of the models of the `onnx` package, if test_backend.py has run."""
+    module = sys.modules.get("tests.test_backend")
+    lines = module.summary() if module is not None else []
+    if lines:
+        terminalreporter.section("models of the onnx package")
+        for line in lines:
+            terminalreporter.write_line(line)
