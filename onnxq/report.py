@@ -32,22 +32,23 @@ class WeightBytes:
 
 def nothing_quantized(placement: Placement) -> str:
     """In words that, and why, a model stayed float as a whole."""
-    wanted = (
-        "weight of a Conv, Gemm, MatMul, ConvTranspose, LSTM, GRU or Gather"
-        if placement.target is None
-        else "weight of a Conv, Gemm or MatMul"
-    )
     start = "nothing was quantized, the result is the float model: "
     heavy = [skip for skip in placement.skips if skip.bytes] or placement.skips
     counts = Counter(skip.reason for skip in heavy)
     if not counts:
-        return f"{start}it has no constant float32 {wanted}"
-    listed = "; ".join(
+        what = (
+            "Conv, Gemm, MatMul, ConvTranspose, LSTM, GRU or Gather"
+            if placement.target is None
+            else "Conv, Gemm or MatMul"
+        )
+        return f"{start}it has no {what} with a constant weight"
+    listed = [
         f"{reason} ({count} {heavy[0].what}{'s' if count > 1 else ''})"
         for reason, count in counts.most_common(REASONS)
-    )
-    more = f"; and {len(counts) - REASONS} more reasons" if len(counts) > REASONS else ""
-    return f"{start}there is no constant float32 {wanted} that may be. {listed}{more}"
+    ]
+    if len(counts) > REASONS:
+        listed.append(f"and {len(counts) - REASONS} more reasons")
+    return start + "; ".join(listed)
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,10 @@ def quantize(x: Array, params: QuantParams) -> Array:
     low = -qtype.qmax if params.spec.symmetric else qtype.qmin
     scale, zero_point = _along(params, x.ndim)
     if qtype.bits > 16:  # a float32 quotient cannot hold 32-bit integers
-        q = np.rint(np.asarray(x, np.float64) / scale)
+        q = np.asarray(np.asarray(x, np.float64) / scale)
     else:
-        q = np.asarray(x, np.float32) / scale
-        np.rint(q, out=q)
+        q = np.asarray(np.asarray(x, np.float32) / scale)  # numpy makes 0-d results scalars
+    np.rint(q, out=q)
     if not params.spec.symmetric:
         q += zero_point
     np.clip(q, low, qtype.qmax, out=q)

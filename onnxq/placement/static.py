@@ -27,6 +27,7 @@ from onnxq.model import constant
 from onnxq.optable import OpRule, Role, rule_of
 from onnxq.placement.existing import already_quantized, check_something_is_float
 from onnxq.placement.fused import float_regions
+from onnxq.placement.weights import EMPTY, NOT_FLOAT32, OVERRIDABLE
 from onnxq.plans import (
     ActivationPlacement,
     BiasPlacement,
@@ -49,6 +50,7 @@ GEMM_FUSED = frozenset(
     {"Elu", "HardSigmoid", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh"}
     | {"ThresholdedRelu"}
 )
+BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def place_static(
@@ -120,6 +122,8 @@ class _Placer:
     def _refusal(self, node: ir.Node, rule: OpRule | None) -> str | None:
         """Why a node cannot run in int8, None if it can."""
         if rule is None:
+            if any(a.type in BODIES for a in node.attributes.values()):
+                return f"{node.op_type}: static mode leaves what is in its bodies"
             if node.domain not in ("", "ai.onnx"):
                 return f"op of domain {node.domain}: left as it is"
             return f"{node.op_type} has no int8 kernel on {self.target.name}"
@@ -128,10 +132,14 @@ class _Placer:
         if rule.role is Role.CORE:
             weight = node.inputs[1] if len(node.inputs) > 1 else None
             tensor = constant(weight)
+            if tensor is None and weight is not None and weight.is_initializer():
+                return OVERRIDABLE
             if tensor is None:
                 return "its weight is not a constant"
-            if tensor.dtype != ir.DataType.FLOAT or tensor.size == 0:
-                return f"its weight is {tensor.dtype.name.lower()} of {tensor.size} elements"
+            if tensor.dtype != ir.DataType.FLOAT:
+                return NOT_FLOAT32.format(tensor.dtype.name.lower())
+            if tensor.size == 0:
+                return EMPTY
             if node.op_type == "MatMul" and tensor.shape.rank() != 2:
                 return "its weight is not of rank 2"
             channels = tensor.shape[rule.weights[0].axis(node, tensor.shape.rank()) or 0]

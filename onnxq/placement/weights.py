@@ -22,7 +22,14 @@ from onnxq.prepare.constants import VIEWS
 from onnxq.qtypes import PerChannel, PerTensor, QType, QuantSpec
 from onnxq.selection import Selection
 
-__all__ = ["place_weights"]
+__all__ = ["EMPTY", "NOT_FLOAT32", "OVERRIDABLE", "place_weights"]
+
+# Reasons, the same in both modes
+EMPTY = "its weight has no elements"
+NOT_FLOAT32 = "its weight is {}: only float32 is quantized"
+OVERRIDABLE = (
+    "its weight is also a graph input, which a caller may override: take it off the inputs"
+)
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,11 @@ def _why_not(
     if not roles:
         return f"{others[0]}: not a weight that dynamic mode covers"
     if tensor.dtype != ir.DataType.FLOAT:
-        return f"{tensor.dtype.name.lower()}: only float32 weights are quantized"
+        return NOT_FLOAT32.format(tensor.dtype.name.lower())
     if tensor.size == 0:
-        return "it has no elements"
+        return EMPTY
     if value.is_graph_input():
-        return "it is also a graph input, so that a caller may override it"
+        return OVERRIDABLE
     if value.is_graph_output():
         return "it is also a graph output"
     chosen = [reasons.get(role.node.name or "") for role in roles]
