@@ -23,6 +23,7 @@ __all__ = [
     "one_line",
     "run",
     "run_once",
+    "serialized",
     "session",
 ]
 
@@ -80,7 +81,7 @@ def session(
         elif isinstance(model, bytes):
             source = model
         elif model_size(model) < PROTOBUF_LIMIT:
-            source = _serialized(model)
+            source = serialized(model)
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))
             source = str(Path(folder) / "model.onnx")
@@ -92,7 +93,7 @@ def session(
         yield active
 
 
-def _serialized(model: ir.Model) -> bytes:
+def serialized(model: ir.Model) -> bytes:
     """The model as one protobuf, external data included."""
     external = [
         value

@@ -15,7 +15,16 @@ import onnxruntime as ort
 from onnxq.errors import ModelError
 from onnxq.model import SourceModel
 from onnxq.numerics.metrics import ErrorSums, agreement
-from onnxq.runtime import RuntimeFailureError, foreign_ops, one_line, run, session
+from onnxq.runtime import (
+    PROTOBUF_LIMIT,
+    RuntimeFailureError,
+    foreign_ops,
+    model_size,
+    one_line,
+    run,
+    serialized,
+    session,
+)
 from onnxq.samples import Samples
 
 __all__ = ["Comparison", "check_result", "compare", "latencies"]
@@ -26,19 +35,18 @@ NOT_REGISTERED = "is not a registered function/op"
 def check_result(
     result: Path | bytes, source: SourceModel, options: Mapping[str, str], *, optimize: bool
 ) -> None:
-    """onnx.checker accepts the result and onnxruntime loads it.
+    """onnx.checker accepts the result, if it accepts the source, and onnxruntime loads it.
 
     If it does not and the source does not either, the message says so. A result that was never to
     be run (not `optimize`, as in dynamic mode) may have operators of libraries that onnxruntime
     does not know: then the checker's word is all there is.
     """
-    try:
-        onnx.checker.check_model(str(result) if isinstance(result, Path) else result)
-    except onnx.checker.ValidationError as error:
+    refused = _checker_error(result)
+    if refused and not _source_refused(source):
         raise ModelError(
-            f"{source.label}: onnx.checker refuses the quantized model: {one_line(error)}"
+            f"{source.label}: onnx.checker refuses the quantized model: {refused}"
             + _source_too(source)
-        ) from error
+        )
     settings = ort.SessionOptions()
     if not optimize:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -54,6 +62,23 @@ def check_result(
             f"{source.label}: onnxruntime cannot load the quantized model: {error}"
             + _source_too(source)
         ) from error
+
+
+def _checker_error(model: Path | bytes) -> str | None:
+    """What onnx.checker has to say against a model."""
+    try:
+        onnx.checker.check_model(str(model) if isinstance(model, Path) else model)
+    except onnx.checker.ValidationError as error:
+        return one_line(error)
+    return None
+
+
+def _source_refused(source: SourceModel) -> bool:
+    """Whether onnx.checker is as little content with the source; onnxruntime may well be."""
+    if source.path is not None:
+        return _checker_error(source.path) is not None
+    small = model_size(source.ir) < PROTOBUF_LIMIT
+    return small and _checker_error(serialized(source.ir)) is not None
 
 
 def _source_too(source: SourceModel) -> str:

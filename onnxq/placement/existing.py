@@ -20,7 +20,7 @@ from onnxq.optable import Role, rule_of
 from onnxq.prepare import Prepared
 from onnxq.prepare.constants import VIEWS, is_stored_integer
 
-__all__ = ["QDQ", "already_quantized", "check_something_is_float"]
+__all__ = ["already_quantized", "check_something_is_float", "is_quantize", "reads_integers"]
 
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 INTEGER_OPS = frozenset(
@@ -55,7 +55,7 @@ def check_something_is_float(prepared: Prepared, *, static: bool) -> None:
 
 
 def _reason(node: ir.Node) -> str | None:
-    if _is_quantize(node):
+    if is_quantize(node):
         return None  # not a node that anybody expects to be quantized
     if _is_integer_op(node):
         return "it calculates on integers"
@@ -68,24 +68,31 @@ def _reason(node: ir.Node) -> str | None:
     if rule.role is Role.CORE:
         return None
     inputs = [node.inputs[i] for i in rule.activation_inputs(node)]
-    if any(_is_quantize(v.producer()) for v in inputs if v is not None):
-        return "it reads a DequantizeLinear"
-    if any(_is_quantize(reader) for o in node.outputs for reader, _ in o.uses()):
+    for producer in (v.producer() for v in inputs if v is not None):
+        if producer is not None and is_quantize(producer):
+            return f"it reads a {producer.op_type}"
+    if any(is_quantize(reader) for o in node.outputs for reader, _ in o.uses()):
         return "a QuantizeLinear reads it"
     return None
 
 
 def _kind(node: ir.Node) -> str | None:
     """The word for a sign that a model is quantized."""
-    if _is_quantize(node) or _is_integer_op(node):
+    if is_quantize(node) or _is_integer_op(node):
         return node.op_type
     if is_stored_integer(node):
         return "Cast of an integer weight"
     return None
 
 
-def _is_quantize(node: ir.Node | None) -> bool:
+def is_quantize(node: ir.Node | None) -> bool:
+    """QuantizeLinear, DequantizeLinear or DynamicQuantizeLinear."""
     return node is not None and node.op_type in QDQ and node.domain in DOMAINS
+
+
+def reads_integers(node: ir.Node) -> bool:
+    """Whether the floats among its constant inputs are scales."""
+    return is_quantize(node) or _is_integer_op(node)
 
 
 def _is_integer_op(node: ir.Node) -> bool:
@@ -97,7 +104,7 @@ def _is_integer_op(node: ir.Node) -> bool:
 def _from_integers(value: ir.Value | None) -> bool:
     """Whether a weight comes from integers (through views of it, and the Mul of Cast and Mul)."""
     while value is not None and (node := value.producer()) is not None:
-        if _is_quantize(node) or is_stored_integer(node):
+        if is_quantize(node) or is_stored_integer(node):
             return True
         scaled = node.op_type == "Mul" and constant(node.inputs[1]) is not None
         if node.domain != "" or not (node.op_type in VIEWS or scaled):

@@ -25,7 +25,11 @@ import onnx_ir as ir
 
 from onnxq.model import constant
 from onnxq.optable import OpRule, Role, rule_of
-from onnxq.placement.existing import already_quantized, check_something_is_float
+from onnxq.placement.existing import (
+    already_quantized,
+    check_something_is_float,
+    is_quantize,
+)
 from onnxq.placement.fused import float_regions
 from onnxq.placement.weights import EMPTY, NOT_FLOAT32, OVERRIDABLE
 from onnxq.plans import (
@@ -389,7 +393,12 @@ class _Placer:
 
 
 def _is_float(node: ir.Node) -> bool:
-    """False for nodes that calculate shapes and indices, which nobody expects to be quantized."""
+    """False for nodes that calculate shapes and indices, which nobody expects to be quantized.
+
+    And for those that quantize already.
+    """
+    if is_quantize(node):
+        return False
     known = [output.dtype for output in node.outputs if output.dtype is not None]
     return not known or any(dtype.is_floating_point() for dtype in known)
 

@@ -15,7 +15,11 @@ import onnx_ir as ir
 
 from onnxq.model import constant, initializers
 from onnxq.optable import rule_of
-from onnxq.placement.existing import QDQ, already_quantized, check_something_is_float
+from onnxq.placement.existing import (
+    already_quantized,
+    check_something_is_float,
+    reads_integers,
+)
 from onnxq.plans import Placement, Skip, Use, WeightPlacement
 from onnxq.prepare import Prepared
 from onnxq.prepare.constants import VIEWS
@@ -24,6 +28,7 @@ from onnxq.selection import Selection
 
 __all__ = ["EMPTY", "NOT_FLOAT32", "OVERRIDABLE", "place_weights"]
 
+GIVEN = "given as an output"
 # Reasons, the same in both modes
 EMPTY = "its weight has no elements"
 NOT_FLOAT32 = "its weight is {}: only float32 is quantized"
@@ -56,7 +61,7 @@ def place_weights(
         tensor = value.const_value
         if tensor is None or not tensor.dtype.is_floating_point() or not value.uses():
             continue
-        if all(node.op_type in QDQ for node, _ in value.uses()):
+        if all(reads_integers(node) for node, _ in value.uses()):
             continue  # a scale
         roles, others = _roles(value)
         reason = _why_not(value, tensor, roles, others, reasons)
@@ -100,7 +105,7 @@ def _why_not(
         return EMPTY
     if value.is_graph_input():
         return OVERRIDABLE
-    if value.is_graph_output():
+    if value.is_graph_output() or GIVEN in others:
         return "it is also a graph output"
     chosen = [reasons.get(role.node.name or "") for role in roles]
     return next((reason for reason in chosen if reason), None)
@@ -124,6 +129,8 @@ def _roles(value: ir.Value) -> tuple[list[_Role], list[str]]:
                 roles.append(_Role(node, slot.kind, None if axis is None else axes[axis]))
             elif _only_moves_constants(node, index):
                 pending += [(output, _through(node, axes)) for output in node.outputs]
+                if any(output.is_graph_output() for output in node.outputs):
+                    others.append(GIVEN)
             else:
                 others.append(_word(node, index))
     return roles, others
