@@ -87,7 +87,7 @@ class _Placer:
             reason = reason or self._refusal(node, rule)
             if rule is not None and reason is None:
                 self.rules[node] = rule
-            elif reason is not None and _is_float(node):
+            elif reason is not None and (name in integer or _is_float(node)):
                 self._skip(node, reason)
         self.demanded = _Memo(self._is_demanded)
         self.core_only = _Memo(self._is_read_by_core_only)
