@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxq.errors import ExternalDataError, ModelError
 from onnxq.qtypes import Array
+from onnxq.wellformed import check_structure, graph_of_proto
 
 __all__ = [
     "ModelLike",
@@ -55,20 +56,28 @@ def load(model: ModelLike) -> SourceModel:
     ExternalDataError if a file with its weights is missing, too short or outside its directory.
     """
     if isinstance(model, ir.Model):
-        source = SourceModel(model.clone(), None)
+        source = SourceModel(_clone(model), None)
     elif isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()  # onnx-ir's tensors refer to the message and rename its parts
         copy.CopyFrom(model)
-        source = SourceModel(_from_proto(copy, "the ModelProto"), None)
+        source = SourceModel(graph_of_proto(copy, "the ModelProto"), None)
     else:
         source = _load_file(Path(model))
     if len(source.ir.graph) == 0:
         raise ModelError(f"{source.label}: the graph has no node: is this an ONNX model?")
     _check_versions(source)
+    check_structure(source.ir, source.label)
     for value in initializers(source.ir):
         if isinstance(value.const_value, ir.ExternalTensor):
             _check_external(value.const_value, source.label)
     return source
+
+
+def _clone(model: ir.Model) -> ir.Model:
+    try:
+        return model.clone()
+    except RuntimeError:  # its nodes are out of order, or something is missing
+        return graph_of_proto(ir.to_proto(model), f"model {model.graph.name or '(in memory)'}")
 
 
 def _check_versions(source: SourceModel) -> None:
@@ -115,16 +124,9 @@ def _load_file(path: Path) -> SourceModel:
         ) from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    model = _from_proto(proto, str(path))
+    model = graph_of_proto(proto, str(path))
     ir.external_data.set_base_dir(model.graph, absolute.parent)
     return SourceModel(model, path)
-
-
-def _from_proto(proto: onnx.ModelProto, label: str) -> ir.Model:
-    try:
-        return ir.from_proto(proto)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ModelError(f"{label}: not a valid ONNX graph: {error}") from error
 
 
 def _check_external(tensor: ir.ExternalTensor, label: str) -> None:

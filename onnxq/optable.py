@@ -91,6 +91,10 @@ def gemm_output_axis(node: ir.Node) -> int:
     return 0 if node.attributes.get_int("transB", 0) else 1
 
 
+def _gemm_axis(node: ir.Node, rank: int) -> int | None:
+    return gemm_output_axis(node) if rank == 2 else None
+
+
 def _gather_rows(node: ir.Node, rank: int) -> int | None:
     return node.attributes.get_int("axis", 0) % rank if rank >= 2 else None
 
@@ -133,7 +137,7 @@ OP_TABLE: dict[str, OpRule] = {
     "Conv": OpRule(Role.CORE, weights=(WeightSlot(1, _fixed(0)),), bias=2),
     "Gemm": OpRule(
         Role.CORE,
-        weights=(WeightSlot(1, lambda node, _rank: gemm_output_axis(node)),),
+        weights=(WeightSlot(1, _gemm_axis),),
         bias=2,
         refuse=_refuse_gemm,
     ),

@@ -89,7 +89,10 @@ def session(
         try:
             active = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except ORT_ERRORS as error:
-            raise RuntimeFailureError(one_line(error)) from error
+            reason = one_line(error)
+            if isinstance(source, str):  # often temporary: then its name says nothing to anybody
+                reason = reason.replace(f"Load model from {source} failed:", "")
+            raise RuntimeFailureError(reason) from error
         yield active
 
 

@@ -146,7 +146,10 @@ class _Placer:
                 return EMPTY
             if node.op_type == "MatMul" and tensor.shape.rank() != 2:
                 return "its weight is not of rank 2"
-            channels = tensor.shape[rule.weights[0].axis(node, tensor.shape.rank()) or 0]
+            axis = rule.weights[0].axis(node, tensor.shape.rank())
+            if axis is None:
+                return f"its weight is of rank {tensor.shape.rank()}"
+            channels = tensor.shape[axis]
             bias = constant(self._bias(node, rule))
             if bias is not None and bias.size not in (1, channels):
                 return "its bias is not one value for each output channel"

@@ -11,9 +11,6 @@ matmul_add.py  MatMul + Add of a bias becomes Gemm (static mode)
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -28,6 +25,7 @@ from onnxq.prepare.identity import drop_identity
 from onnxq.prepare.matmul_add import matmul_add_to_gemm
 from onnxq.prepare.names import NameMap, unique_names
 from onnxq.prepare.opset import raise_opset
+from onnxq.wellformed import silent
 
 __all__ = ["NameMap", "Prepared", "prepare"]
 
@@ -81,18 +79,9 @@ def prepare(source: SourceModel, *, min_opset: int, static: bool) -> Prepared:
 
 def infer_shapes(model: ir.Model) -> None:
     """Types and shapes where ONNX's inference finds them; what it cannot stays unknown."""
-    with _silent(logging.getLogger("onnx_ir.passes.common.shape_inference")):
+    # where inference fails, the pass prints a traceback
+    with silent("onnx_ir.passes.common.shape_inference"):
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-
-
-@contextlib.contextmanager
-def _silent(logger: logging.Logger) -> Iterator[None]:
-    """Without the traceback that the pass prints where inference fails, which is no error."""
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def drop_unused_initializers(model: ir.Model) -> None:
