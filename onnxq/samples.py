@@ -172,7 +172,9 @@ class _Spooled:
         return {name: np.load(self._path(index, i)) for i, name in enumerate(self._names)}
 
 
-def open_samples(data: DataLike, specs: Sequence[InputSpec], limit: int | None = None) -> Samples:
+def open_samples(
+    data: DataLike, specs: Sequence[InputSpec], limit: int | None = None, images: Any = None
+) -> Samples:
     """Samples of any source, at most `limit` of them.
 
     data: an array or a mapping of arrays with the samples along axis 0; an iterable or a sequence
@@ -334,3 +336,12 @@ def _split(feed: Feed, specs: Sequence[InputSpec]) -> Iterator[Feed]:
         return
     for i in range(len(feed[specs[0].name])):
         yield {name: array[i : i + 1] for name, array in feed.items()}
+
+
+def labels_of(samples: Samples) -> Any:
+    return None
+
+
+def prefetched(samples: Samples) -> Iterator[Feed]:
+    for i in range(len(samples)):
+        yield samples[i]

@@ -12,13 +12,17 @@ import onnx
 import onnx.checker
 import onnxruntime as ort
 
+from onnxq.comparison import OutputComparison, compare_outputs
 from onnxq.errors import ModelError
 from onnxq.model import SourceModel
-from onnxq.numerics.metrics import ErrorSums, agreement
+from onnxq.runner import open_runner
 from onnxq.runtime import RuntimeFailureError, one_line, run, session
 from onnxq.samples import Samples
 
-__all__ = ["Comparison", "check_result", "compare", "latencies"]
+__all__ = ["Verification", "check_result", "latencies", "verify"]
+
+# dB below which an output deserves a look
+LOW_SQNR = 10.0
 
 
 def check_result(
@@ -63,55 +67,44 @@ def _source_too(source: SourceModel) -> str:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One output of the float and the quantized model over samples.
+class Verification:
+    """The quantized model against the float one, in onnxruntime on this machine.
 
-    sqnr: dB; centred: it is that of class scores, each sample relative to its own mean.
-    agreement: share of samples with the same top class; None if the output is no class scores.
-    relative_max_error: the largest error as a share of the float output's range.
+    samples: how many both ran on. independent: nothing was fitted to them.
     """
 
-    output: str
-    sqnr: float
-    centred: bool
-    cosine: float
-    relative_max_error: float
-    agreement: float | None
     samples: int
+    independent: bool
+    outputs: tuple[OutputComparison, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should not overlook."""
+        notes = []
+        if not self.independent:
+            notes.append("verified on the sample that calibrated, as there is no other")
+        notes += [
+            f"output {o.output!r} has an SQNR of {o.sqnr:.1f} dB only: `onnxq compare --layers` "
+            "shows where it is lost"
+            for o in self.outputs
+            if o.sqnr < LOW_SQNR
+        ]
+        return notes
 
 
-def compare(
-    reference: ort.InferenceSession, quantized: ort.InferenceSession, samples: Samples
-) -> list[Comparison]:
-    """Run both on every sample and compare each floating-point output."""
-    names = [output.name for output in reference.get_outputs()]
-    sums: dict[str, ErrorSums] = {}
-    agreed = dict.fromkeys(names, 0)
-    rows = dict.fromkeys(names, 0)
-    for index in range(len(samples)):
-        feed = samples[index]
-        for name, r, q in zip(
-            names, run(reference, feed, names), run(quantized, feed, names), strict=True
+def verify(
+    source: SourceModel, result: Path | bytes, samples: Samples, independent: bool
+) -> Verification:
+    """Compare both models on the samples. Raises ModelError if one of them cannot be loaded."""
+    try:
+        with (
+            open_runner(source.path or source.ir) as reference,
+            open_runner(result) as quantized,
         ):
-            if r.dtype.kind != "f":
-                continue
-            scores = r.ndim == 2 and r.shape[1] > 1
-            sums.setdefault(name, ErrorSums(centred=scores)).add(r, q)
-            if scores:
-                agreed[name] += agreement(r, q)
-                rows[name] += len(r)
-    return [
-        Comparison(
-            name,
-            total.sqnr,
-            total.centred,
-            total.cosine,
-            total.relative_max_error,
-            agreed[name] / rows[name] if rows[name] else None,
-            len(samples),
-        )
-        for name, total in sums.items()
-    ]
+            outputs, _ = compare_outputs(reference, quantized, samples)
+    except RuntimeFailureError as error:
+        raise ModelError(f"{source.label}: onnxruntime cannot load it: {error}") from error
+    return Verification(len(samples), independent, tuple(outputs))
 
 
 def latencies(
