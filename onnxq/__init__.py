@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import calibrate, quantize, quantize_dynamic, quantize_static
+    from onnxq.api import calibrate, export, quantize, quantize_dynamic, quantize_static
     from onnxq.calibration import Calibration
     from onnxq.comparison import compare
     from onnxq.errors import (
         CalibrationError,
+        ConversionError,
         DataError,
         ExternalDataError,
         ModelError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Calibration": "onnxq.calibration",
     "CalibrationError": "onnxq.errors",
+    "ConversionError": "onnxq.errors",
     "DataError": "onnxq.errors",
     "DynamicRecipe": "onnxq.recipe",
     "ExternalDataError": "onnxq.errors",
@@ -55,6 +57,7 @@ _HOME = {
     "StaticRecipe": "onnxq.recipe",
     "calibrate": "onnxq.api",
     "compare": "onnxq.comparison",
+    "export": "onnxq.api",
     "inspect": "onnxq.inspection",
     "load_recipe": "onnxq.recipe_file",
     "load_session": "onnxq.session",
@@ -67,6 +70,7 @@ _HOME = {
 __all__ = [
     "Calibration",
     "CalibrationError",
+    "ConversionError",
     "DataError",
     "DynamicRecipe",
     "ExternalDataError",
@@ -82,6 +86,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "compare",
+    "export",
     "inspect",
     "load_recipe",
     "load_session",

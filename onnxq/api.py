@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -12,7 +12,9 @@ import onnx
 
 from onnxq.calibration import Calibration
 from onnxq.collect import Progress
-from onnxq.errors import OptionError
+from onnxq.converters import Workspace, to_onnx
+from onnxq.errors import ModelError, OptionError
+from onnxq.files import check_writable
 from onnxq.images import ImageOptions
 from onnxq.model import ModelLike, load
 from onnxq.pipeline import Call, PathLike, collect_statistics, run
@@ -28,8 +30,9 @@ from onnxq.recipe import (
 from onnxq.recipe_file import load_recipe
 from onnxq.report import Report
 from onnxq.samples import DataLike
+from onnxq.save import save
 
-__all__ = ["calibrate", "quantize", "quantize_dynamic", "quantize_static"]
+__all__ = ["calibrate", "export", "quantize", "quantize_dynamic", "quantize_static"]
 
 
 @overload
@@ -338,3 +341,28 @@ def calibrate(
     changes = {name: value for name, value in given.items() if value is not None}
     merged = dataclasses.replace(base or StaticRecipe(), **changes)  # type: ignore[arg-type]  # each has its field's type
     return collect_statistics(load(model), data, merged, progress)
+
+
+def export(
+    model: PathLike,
+    output: PathLike,
+    *,
+    converter: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> str:
+    """Convert a model of another framework to an ONNX file; returns the converter's name.
+
+    converter: its name; None for the installed one that takes the model. options: its own, as text.
+
+    Raises ConversionError, ModelError, OptionError or OutputError; then nothing has been written.
+    """
+    source = Path(model)
+    if not source.exists():
+        raise ModelError(f"{model}: no such file or directory")
+    path = Path(output)
+    check_writable(path)
+    workspace = Workspace()
+    converted = workspace.path / "model.onnx"
+    name = to_onnx(source, converted, name=converter, options=options)
+    save(load(converted).ir, path, lambda _: None)
+    return name

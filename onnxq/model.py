@@ -12,6 +12,7 @@ import google.protobuf.message
 import onnx
 import onnx_ir as ir
 
+from onnxq.converters import Workspace, converter_for, to_onnx
 from onnxq.errors import ExternalDataError, ModelError
 from onnxq.qtypes import Array
 
@@ -35,15 +36,21 @@ ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 class SourceModel:
     """A model as the user gave it. Stages that change it work on a clone.
 
-    path: the file it came from, None if it was given in memory.
+    path: the ONNX file it came from, None if it was given in memory.
+    origin: what was converted to that file, None if it was ONNX itself.
+    workspace: where a converter wrote the file; gone when this is.
     """
 
     ir: ir.Model
     path: Path | None
+    origin: Path | None = None
+    workspace: Workspace | None = None
 
     @property
     def label(self) -> str:
         """How messages name it."""
+        if self.origin is not None:
+            return str(self.origin)
         return str(self.path) if self.path else f"model {self.ir.graph.name or '(in memory)'}"
 
 
@@ -74,8 +81,18 @@ def load(model: ModelLike) -> SourceModel:
 def _load_file(path: Path) -> SourceModel:
     if not path.exists():
         raise ModelError(f"{path}: no such file")
+    name = converter_for(path)
+    if name is not None:
+        workspace = Workspace()
+        converted = workspace.path / "model.onnx"
+        to_onnx(path, converted, name=name)
+        return SourceModel(_read_onnx(converted), converted, path, workspace)
     if path.is_dir():
-        raise ModelError(f"{path}: a directory, not an ONNX file")
+        raise ModelError(f"{path}: a directory, not an ONNX file, and no converter takes it")
+    return SourceModel(_read_onnx(path), path)
+
+
+def _read_onnx(path: Path) -> ir.Model:
     # Absolute, so that onnx-ir knows the directory that external data must be in
     absolute = Path(os.path.abspath(path))
     try:
@@ -88,7 +105,7 @@ def _load_file(path: Path) -> SourceModel:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     model = _from_proto(proto, str(path))
     ir.external_data.set_base_dir(model.graph, absolute.parent)
-    return SourceModel(model, path)
+    return model
 
 
 def _from_proto(proto: onnx.ModelProto, label: str) -> ir.Model:

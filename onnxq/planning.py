@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from onnxq.parametrize import check_finite, parametrize
 from onnxq.pipeline import PathLike, place, prepare_for, statistics_of
 from onnxq.plans import ActivationPlacement, Placement, Plan, Use
 from onnxq.prepare import Prepared
-from onnxq.recipe import Recipe, StaticRecipe
+from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.recipe_file import load_recipe, recipe_to_dict
 from onnxq.selection import Choices
 
@@ -27,13 +28,14 @@ __all__ = ["PlanReport", "check_patterns", "plan"]
 class PlanReport:
     """A plan to read, to print and to compare with another: same input, same text.
 
-    plan: None where it needs statistics that were not given; then only placements are known.
+    plan: without the parameters of activations and biases where no statistics were given.
+    order: names of the nodes, in the order of the graph.
     """
 
     model: str
     recipe: Recipe
     placement: Placement
-    plan: Plan | None
+    plan: Plan
     order: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,7 +132,7 @@ class PlanReport:
         return f"by {method.method}{share}"
 
     def _params(self, key: str) -> dict[str, Any]:
-        params = None if self.plan is None else self.plan.params.get(key)
+        params = self.plan.params.get(key)
         if params is None:
             return {"scale": None, "zero_point": None}
         return {"scale": _short(params.scale), "zero_point": params.zero_point.tolist()}
@@ -170,7 +172,7 @@ def plan(
     """What `quantize` would do with this recipe. Writes nothing, and runs no sample.
 
     statistics: from `calibrate`; without them the parameters of activations in static mode stay
-        open, and with them those of the biases' weights.
+        open (and a weight's scale is shown as it is before room is made for a large bias).
 
     Raises OptionError, ModelError or CalibrationError.
     """
@@ -183,11 +185,13 @@ def plan(
     prepared = prepare_for(source, recipe)
     placement = place(prepared, recipe)
     check_finite(prepared, placement)
-    made = None
-    if recipe.mode == "dynamic":
+    if isinstance(recipe, DynamicRecipe):
         made = parametrize(prepared, placement)
     elif statistics is not None:
         made = parametrize(prepared, placement, statistics_of(statistics, prepared))
+    else:  # the scales that weights have by themselves
+        weights = dataclasses.replace(placement, activations=(), biases=())
+        made = parametrize(prepared, weights)
     return PlanReport(source.label, recipe, placement, made, _order(prepared))
 
 

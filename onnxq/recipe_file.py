@@ -14,7 +14,7 @@ import tomllib
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
@@ -103,7 +103,7 @@ def _build(kind: type, settings: Mapping[str, Any], label: str, where: str = "")
 def _convert(value: Any, hint: Any, label: str) -> Any:
     """`value` as the type that `hint` describes. Raises OptionError if it is of another."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, Union):
         options = [a for a in arguments if a is not type(None)]
         for option in options[:-1]:
             try:

@@ -32,6 +32,8 @@ for command in (
     quantizing.calibrate,
     quantizing.recipe,
     looking.compare,
+    quantizing.export,
+    quantizing.to,
 ):
     app.command()(command)
 

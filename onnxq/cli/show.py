@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["console", "print_json", "print_report", "progress_bar", "size"]
 
-console = Console(highlight=False, soft_wrap=True)
+# What goes into a file or a pipe is not folded to the width of a terminal
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 NAMED = 4
 
 
