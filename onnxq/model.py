@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import google.protobuf.message
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -39,12 +41,14 @@ class SourceModel:
     path: the ONNX file it came from, None if it was given in memory.
     origin: what was converted to that file, None if it was ONNX itself.
     workspace: where a converter wrote the file; gone when this is.
+    data_files: the files beside it that hold weights, links followed.
     """
 
     ir: ir.Model
     path: Path | None
     origin: Path | None = None
     workspace: Workspace | None = None
+    data_files: frozenset[Path] = frozenset()
 
     @property
     def label(self) -> str:
@@ -72,10 +76,7 @@ def load(model: ModelLike) -> SourceModel:
         raise ModelError(f"{source.label}: the graph has no node: is this an ONNX model?")
     if not source.ir.opset_imports:
         raise ModelError(f"{source.label}: no opset is declared: is this an ONNX model?")
-    for value in initializers(source.ir):
-        if isinstance(value.const_value, ir.ExternalTensor):
-            _check_external(value.const_value, source.label)
-    return source
+    return dataclasses.replace(source, data_files=_find_data(source))
 
 
 def _load_file(path: Path) -> SourceModel:
@@ -95,6 +96,8 @@ def _load_file(path: Path) -> SourceModel:
 def _read_onnx(path: Path) -> ir.Model:
     # Absolute, so that onnx-ir knows the directory that external data must be in
     absolute = Path(os.path.abspath(path))
+    if not os.access(absolute, os.R_OK):
+        raise ModelError(f"{path}: cannot be read: permission denied")
     try:
         proto = onnx.load(str(absolute), format="protobuf", load_external_data=False)
     except google.protobuf.message.DecodeError as error:
@@ -115,10 +118,45 @@ def _from_proto(proto: onnx.ModelProto, label: str) -> ir.Model:
         raise ModelError(f"{label}: not a valid ONNX graph: {error}") from error
 
 
-def _check_external(tensor: ir.ExternalTensor, label: str) -> None:
-    base = os.path.realpath(tensor.base_dir or ".")
-    path = os.path.realpath(tensor.path)
-    if os.path.commonpath([base, path]) != base:
+def _find_data(source: SourceModel) -> frozenset[Path]:
+    """Check the files with weights beside the model, follow links, and return the files.
+
+    Package caches link a model and its data from the place where both really are. onnx-ir refuses
+    data behind a symbolic link that leaves the directory, or with a second hard link, so it is told
+    the real place. A link to anywhere else stays refused: a model must not read a stranger's files.
+    """
+    files = set()
+    for value in initializers(source.ir):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.size:
+            real = _check_external(tensor, source)
+            files.add(real)
+            if os.stat(real).st_nlink > 1:
+                value.const_value = _mapped(tensor, real, source.label)
+            elif Path(tensor.path) != real:
+                value.const_value = ir.ExternalTensor(
+                    real.name,
+                    tensor.offset,
+                    tensor.length,
+                    tensor.dtype,
+                    shape=shape_of(tensor),
+                    name=tensor.name or "",
+                    base_dir=real.parent,
+                )
+    return frozenset(files)
+
+
+def _check_external(tensor: ir.ExternalTensor, source: SourceModel) -> Path:
+    """The real file of the tensor. Raises ExternalDataError."""
+    label = source.label
+    base = os.path.abspath(tensor.base_dir or ".")
+    path = os.path.normpath(os.path.join(base, tensor.location))
+    homes = [os.path.realpath(base)]
+    if source.path is not None and source.path.is_symlink():
+        homes.append(os.path.dirname(os.path.realpath(source.path)))
+    real = os.path.realpath(path)
+    inside = any(os.path.commonpath([home, real]) == home for home in homes)
+    if os.path.commonpath([base, path]) != base or not inside:
         raise ExternalDataError(
             f"{label}: weight {tensor.name!r} is stored in {tensor.location!r}, outside the "
             "model's directory; move the file beside the model and store its plain name"
@@ -134,6 +172,19 @@ def _check_external(tensor: ir.ExternalTensor, label: str) -> None:
             f"{label}: weight {tensor.name!r} needs {needed} bytes of {tensor.location!r}, which "
             f"has {os.path.getsize(path)}; copy it again"
         )
+    return Path(real)
+
+
+def _mapped(tensor: ir.ExternalTensor, file: Path, label: str) -> ir.TensorProtocol:
+    """The values in the file, mapped into memory."""
+    if tensor.dtype.bitwidth < 8:
+        raise ExternalDataError(
+            f"{label}: weight {tensor.name!r} is {tensor.dtype.name} in {file}, which has a second "
+            "hard link; copy it to a file of its own"
+        )
+    array = np.memmap(file, np.uint8, "r", tensor.offset or 0, (tensor.nbytes,))
+    values = array.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+    return ir.Tensor(values, dtype=tensor.dtype, name=tensor.name)
 
 
 def initializers(model: ir.Model) -> Iterator[ir.Value]:

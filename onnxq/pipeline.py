@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx_ir as ir
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration
@@ -274,12 +273,7 @@ def _integer_io(prepared: Prepared, plan: Plan) -> dict[str, dict[str, Any]]:
 def _bytes(source: SourceModel) -> int | None:
     if source.path is None:
         return None
-    files = {source.path} | {
-        Path(tensor.path)
-        for value in initializers(source.ir)
-        if isinstance(tensor := value.const_value, ir.ExternalTensor)
-    }
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in {source.path, *source.data_files})
 
 
 def _weight_bytes(prepared: Prepared, plan: Plan) -> WeightBytes:
