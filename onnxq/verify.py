@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from onnxq.model import SourceModel
 from onnxq.numerics.metrics import ErrorSums, agreement
 from onnxq.runtime import RuntimeFailureError, one_line, run, session
 from onnxq.samples import Samples
+from onnxq.timing import interleaved
 
 __all__ = ["Comparison", "check_result", "compare", "latencies"]
 
@@ -125,14 +126,8 @@ def latencies(
 
     rounds: at least so many; more until `seconds` have passed.
     """
-    times: list[list[float]] = [[] for _ in sessions]
     for active in sessions:
-        for _ in range(3):
-            run(active, feed)
-    start = time.perf_counter()
-    while len(times[0]) < rounds or time.perf_counter() - start < seconds:
-        for active, taken in zip(sessions, times, strict=True):
-            begin = time.perf_counter()
-            active.run(None, dict(feed))
-            taken.append(time.perf_counter() - begin)
-    return [float(np.median(taken)) for taken in times]
+        run(active, feed)
+    runs = [functools.partial(active.run, None, dict(feed)) for active in sessions]
+    times = interleaved(runs, rounds=rounds, seconds=seconds)
+    return [float(median) for median in np.median(times, axis=0)]
