@@ -33,7 +33,7 @@ from onnxq.timing import Spread, interleaved
 
 __all__ = ["BenchmarkReport", "Memory", "ModelFigures", "benchmark", "disk_size"]
 
-ROUNDS = 30
+ROUNDS = 10
 LOADS = 5
 LOAD_SHARE = 0.3
 FATAL = 4
@@ -84,7 +84,8 @@ class BenchmarkReport:
     """The outcome of `benchmark`.
 
     speedup: float latency / quantized latency, of the rounds one by one.
-    threads: within an operator, None for onnxruntime's choice. rounds: timed runs of each model.
+    threads: within an operator, None for onnxruntime's choice.
+    rounds: turns that each model had, of a few timed runs each.
     inputs: name -> type and shape of what the float model was run on.
     fusion: of the quantized model.
     """
@@ -140,10 +141,11 @@ def benchmark(
         for active, feed in zip(sessions, feeds, strict=True)
     ]
     times = interleaved(runs, rounds=ROUNDS, seconds=seconds)
+    turns = np.median(times, axis=2)
     del runs, sessions
     options = [needed_options(read_metadata(path)) for path in paths]
     opened = [functools.partial(_open, p, o, threads) for p, o in zip(paths, options, strict=True)]
-    loads = interleaved(opened, rounds=LOADS, seconds=seconds * LOAD_SHARE, warmup=1)
+    loads = interleaved(opened, rounds=LOADS, seconds=seconds * LOAD_SHARE, settle=0, burst=1)
     memory = [
         _memory(path, entries, threads, feed)
         for path, entries, feed in zip(paths, options, feeds, strict=True)
@@ -162,7 +164,7 @@ def benchmark(
     return BenchmarkReport(
         float_model=figures[0],
         quantized=figures[1],
-        speedup=Spread.of(times[:, 0] / times[:, 1]),
+        speedup=Spread.of(turns[:, 0] / turns[:, 1]),
         threads=threads,
         batch=batch,
         rounds=len(times),

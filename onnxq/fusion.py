@@ -236,7 +236,11 @@ class _Judge:
                 f"turns the integers of the model's output {_float_tensor(node)!r} back into float",
                 "--integer-io gives integers out instead",
             )
-        reader = readers[0]
+        causes = [self._of_reader(node, reader) for reader in readers]
+        return next((c for c in causes if c.reason is not Reason.UNKNOWN), causes[0])
+
+    def _of_reader(self, node: ir.Node, reader: ir.Node) -> Cause:
+        """Why `reader` did not take the integers of a DequantizeLinear."""
         if reader.graph is not node.graph:
             return Cause(
                 Reason.BODY,

@@ -10,6 +10,7 @@ model for each rule and compares with what onnxruntime does.
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -64,11 +65,15 @@ OTHER_VIEWS = frozenset({"GatherElements", "ReduceMax", "ReduceMin"})
 # Integers stay in order only under a positive scale
 ORDERED = frozenset({"MaxPool", "ReduceMax", "ReduceMin"})
 SHAPE_READERS = frozenset({"Shape", "Size"})
+# How onnxruntime calls the values within an op that it takes apart, and a Gemm that it makes
+INLINED = re.compile(r"_inlfunc_([A-Za-z]+)_")
+MERGED = "MatMulAddFusion"
 FREE_OUTPUT = frozenset({"Gemm", "MatMul"})
 MAX_POOL_OPSET = 12
 EIGHT_BITS = (ir.DataType.UINT8, ir.DataType.INT8)
 # Of the types whose views need no arithmetic
 VIEW_TYPES = (*EIGHT_BITS, ir.DataType.UINT16, ir.DataType.INT16)
+NO_KERNEL_REMEDY = "leave its neighbours float where this costs more than int8 gains there"
 UINT8_ACTIVATIONS = "quantize activations to uint8 (--target onnxruntime-x86)"
 NO_16_BITS = ORDERED | {"Resize"}
 
@@ -81,6 +86,13 @@ def explain(node: ir.Node, opset: int) -> Cause:
     rule = rule_of(node)
     if node.op_type in OTHER_VIEWS and node.domain == "":
         rule = OpRule(Role.VIEW)
+    function = _function_of(node)
+    if function is not None:
+        return Cause(
+            Reason.NO_KERNEL,
+            f"{function} has no int8 kernel in onnxruntime: it runs as its parts, in float",
+            NO_KERNEL_REMEDY,
+        )
     if node.op_type in SHAPE_READERS and node.domain == "":
         return Cause(
             Reason.SHAPE_ONLY,
@@ -91,7 +103,7 @@ def explain(node: ir.Node, opset: int) -> Cause:
         return Cause(
             Reason.NO_KERNEL,
             f"{node.op_type} has no int8 kernel in onnxruntime: it runs in float",
-            "leave its neighbours float where this costs more than int8 gains there",
+            NO_KERNEL_REMEDY,
         )
     if rule.role is Role.ABSORBED:
         return _explain_activation(node)
@@ -126,6 +138,15 @@ def integers_of(node: ir.Node) -> ir.DataType | None:
     return ir.DataType.UINT8 if zero is None and is_quantize(node) else None
 
 
+def _function_of(node: ir.Node) -> str | None:
+    """The op that onnxruntime took apart into `node` and others, if it did."""
+    for value in (*node.inputs, *node.outputs):
+        match = INLINED.match((value.name or "") if value is not None else "")
+        if match is not None:
+            return match[1]
+    return None
+
+
 def _explain_activation(node: ir.Node) -> Cause:
     """A Relu or Clip that stands alone, or that was not absorbed by what follows."""
     read = [reader for reader, _ in node.outputs[0].uses()]
@@ -156,7 +177,7 @@ def _needed(node: ir.Node, rule: OpRule) -> list[int]:
     return rule.activation_inputs(node)
 
 
-def _inputs(node: ir.Node, rule: OpRule, _opset: int) -> Cause | None:
+def _inputs(node: ir.Node, rule: OpRule, opset: int) -> Cause | None:
     needed = _needed(node, rule)
     missing = [i for i in needed if not is_dequantize(source_of(node.inputs[i]))]
     if not missing:
@@ -170,7 +191,9 @@ def _inputs(node: ir.Node, rule: OpRule, _opset: int) -> Cause | None:
     value = node.inputs[missing[0]]
     name = value.name if value is not None else ""
     if rule.role is Role.CORE and missing == [rule.bias]:
-        return _float_bias(node, name or "")
+        # at load it becomes int32, but only if the output is quantized too: that comes first
+        later = _outputs(node, rule, opset) if constant(value) is not None else None
+        return later or _float_bias(node, name or "")
     if rule.role is Role.CORE and 0 in missing:
         return Cause(
             Reason.WEIGHT_ONLY,
@@ -189,8 +212,9 @@ def _float_bias(node: ir.Node, name: str) -> Cause:
     if constant(node.inputs[2]) is None:
         why = f"the bias {name!r} of {label(node)} is no constant, and cannot be made int32 at load"
         return Cause(Reason.FLOAT_BIAS, why, "quantize the bias, or make it a constant")
-    why = f"the bias {name!r} of {label(node)} is float"
-    if node.op_type == "Gemm":
+    why = f"the bias {name!r} of {label(node)} is float, and becomes int32 only if the output is "
+    why += "quantized"
+    if MERGED in (node.name or ""):
         why += "; onnxruntime makes a float Gemm of a MatMul and an Add before it looks for int8"
     return Cause(Reason.FLOAT_BIAS, why, "make it one Gemm whose bias is int32, as onnxq does")
 
@@ -248,7 +272,9 @@ def _absorbed(node: ir.Node, quantizer: ir.Node) -> bool:
     if node.op_type == "Relu":
         return least >= 0
     bounds = [constant(value) for value in node.inputs[1:3]]
-    low, high = ([float(b.numpy()) if b is not None else None for b in bounds] + [None, None])[:2]
+    low, high = (
+        [None if b is None else float(b.numpy().reshape(-1)[0]) for b in bounds] + [None, None]
+    )[:2]
     return (low is None or low <= least) and (high is None or high >= most)
 
 

@@ -28,24 +28,32 @@ class Spread:
 
 
 def interleaved(
-    calls: Sequence[Callable[[], object]], *, rounds: int, seconds: float, warmup: int = 3
+    calls: Sequence[Callable[[], object]],
+    *,
+    rounds: int,
+    seconds: float,
+    settle: int = 1,
+    burst: int = 3,
 ) -> Float64Array:
-    """Seconds of each call, [rounds, calls]; every second round goes through them backwards.
+    """Seconds of each call, [rounds, calls, burst]; every second round goes backwards.
 
-    rounds: at least so many; more until `seconds` have passed. warmup: rounds that do not count.
+    rounds: at least so many; more until `seconds` have passed. In its turn each call is made
+    `settle` times that do not count, since the caches are still full of the other's weights and the
+    other's threads may still be awake, and then `burst` times. One more round does not count.
     """
-    for _ in range(warmup):
-        for call in calls:
-            call()
     order = list(range(len(calls)))
-    taken: list[list[float]] = []
+    taken: list[list[list[float]]] = []
     start = time.perf_counter()
-    while len(taken) < rounds or time.perf_counter() - start < seconds:
-        row = [0.0] * len(calls)
+    while len(taken) < 1 + rounds or time.perf_counter() - start < seconds:
+        row: list[list[float]] = [[] for _ in calls]
         for i in order:
-            begin = time.perf_counter()
-            calls[i]()
-            row[i] = time.perf_counter() - begin
+            for _ in range(settle):
+                calls[i]()
+            for _ in range(burst):
+                begin = time.perf_counter()
+                result = calls[i]()
+                row[i].append(time.perf_counter() - begin)
+                del result  # closing a session is not part of opening it
         taken.append(row)
         order.reverse()
-    return np.array(taken, np.float64)
+    return np.array(taken[1:], np.float64)

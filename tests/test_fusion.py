@@ -43,9 +43,9 @@ CONSTANTS: dict[str, Array] = {
     "sh": f32(0.001), "zh": np.array(32768, np.uint16),
     "sw": f32(0.01), "zw": np.array(0, np.int8),
     "sb": f32(0.0005), "zb": np.array(0, np.int32),
-    "w": i8(16, 16, 1, 1), "wm": i8(8, 16), "b": np.arange(16, dtype=np.int32),
+    "w": i8(16, 16, 1, 1), "b": np.arange(16, dtype=np.int32),
     "wf": normal(16, 16, 1, 1), "bf": normal(16), "k": normal(1, 16, 1, 1),
-    "lo": f32(0), "hi": f32(6), "flat": np.array([1, -1]), "wl": i8(16, 5),
+    "lo": f32(0), "hi": f32(6), "lo1": f32(0).reshape(1), "wl": i8(16, 5),
     "wu": i8(16, 5).view(np.uint8), "swu": f32(0.01), "zwu": np.array(9, np.uint8),
      "bl": normal(5),
 }  # fmt: skip
@@ -102,6 +102,20 @@ ROWS = {
     "op without a kernel": Row(
         conv("x", "a") + qdq("a", "da") + " t = Tanh(da)" + conv("t", "c") + qdq("c", "y"),
         {*BORDERS, (DQ, "a", Reason.NO_KERNEL), (Q, "t", Reason.NO_KERNEL)},
+    ),
+    "op that is taken apart": Row(
+        conv("x", "a") + qdq("a", "da") + " t = HardSwish(da)" + conv("t", "c") + qdq("c", "y"),
+        {*BORDERS, (DQ, "a", Reason.NO_KERNEL), (Q, "t", Reason.NO_KERNEL)},
+    ),
+    "float bias and output": Row(
+        qdq("x", "dx") + weight() + " y = Conv(dx, dw, bf)",
+        {(DQ, "x", Reason.FLOAT_OUTPUT), (DQ, "w", Reason.FLOAT_OUTPUT)},
+        exact=False,
+    ),
+    "Clip bounds of one element": Row(
+        qdq("x", "dx", "t") + weight() + " a = Conv(dx, dw) r = Clip(a, lo1)" + qdq("r", "y"),
+        {(DQ, "x", Reason.ACTIVATION_KEPT), (Q, "r", Reason.ACTIVATION_KEPT)},
+        exact=False,
     ),
     "output not quantized": Row(
         conv("x", "y"),
@@ -421,6 +435,11 @@ def test_neighbours_names_and_tensors(tmp_path: Path) -> None:
     assert strays[Q, "x"].producer is None
     assert "'x'" in strays[Q, "x"].why
     assert not dq.pointless
+
+
+def test_an_op_that_is_taken_apart_goes_by_its_own_name(tmp_path: Path) -> None:
+    strays = stray_nodes(ROWS["op that is taken apart"].save(tmp_path))
+    assert sum("HardSwish has no int8 kernel" in s.why for s in strays) == 2
 
 
 def test_pair_between_float_nodes_is_pointless(tmp_path: Path) -> None:

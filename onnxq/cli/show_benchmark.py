@@ -27,7 +27,7 @@ def print_benchmark(report: BenchmarkReport, console: Console) -> None:
     """Both models side by side, where the quantized one's time goes, and what did not fuse."""
     threads = "all cores" if report.threads is None else f"threads {report.threads}"
     inputs = ", ".join(f"{name} {what}" for name, what in report.inputs.items())
-    console.print(escape(f"{inputs}; {threads}; {report.rounds} rounds, both models in turn"))
+    console.print(escape(f"{inputs}; {threads}; {report.rounds} rounds, the models in turn"))
     console.print(_figures(report), soft_wrap=False)
     reason = report.float_model.memory.reason or report.quantized.memory.reason
     if reason:
