@@ -80,7 +80,7 @@ def _ops(fusion: Fusion) -> Table:
 def _print_strays(fusion: Fusion, console: Console) -> None:
     console.print()
     if not fusion.strays:
-        console.print("every QuantizeLinear and DequantizeLinear fused")
+        console.print("no QuantizeLinear or DequantizeLinear is left to run")
         return
     console.print(
         f"{len(fusion.strays)} QuantizeLinear and DequantizeLinear did not fuse: "
