@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from onnxq.model import SourceModel
 from onnxq.runner import open_runner
 from onnxq.runtime import RuntimeFailureError, one_line, run, session
 from onnxq.samples import Samples
+from onnxq.timing import interleaved
 
 __all__ = ["Verification", "check_result", "latencies", "verify"]
 
@@ -111,21 +112,15 @@ def latencies(
     sessions: Sequence[ort.InferenceSession],
     feed: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]],
     *,
-    rounds: int = 30,
+    rounds: int = 10,
     seconds: float = 1.0,
 ) -> list[float]:
     """Median seconds of one run of each session, taken in turn so that drift hits all alike.
 
     rounds: at least so many; more until `seconds` have passed.
     """
-    times: list[list[float]] = [[] for _ in sessions]
     for active in sessions:
-        for _ in range(3):
-            run(active, feed)
-    start = time.perf_counter()
-    while len(times[0]) < rounds or time.perf_counter() - start < seconds:
-        for active, taken in zip(sessions, times, strict=True):
-            begin = time.perf_counter()
-            active.run(None, dict(feed))
-            taken.append(time.perf_counter() - begin)
-    return [float(np.median(taken)) for taken in times]
+        run(active, feed)
+    runs = [functools.partial(active.run, None, dict(feed)) for active in sessions]
+    times = interleaved(runs, rounds=rounds, seconds=seconds)
+    return [float(median) for median in np.median(times, axis=(0, 2))]
