@@ -25,7 +25,7 @@ import onnx.external_data_helper
 import onnxruntime as ort
 
 from onnxq.errors import ModelError, OptionError
-from onnxq.feeds import dimensions, feeds_for
+from onnxq.random_feeds import dimensions, feeds_for
 from onnxq.fusion import Fusion, fusion
 from onnxq.runtime import Feed
 from onnxq.session import load_session, needed_options, read_metadata

@@ -17,7 +17,7 @@ import onnxq
 from onnxq.benchmarking import BenchmarkReport, Memory, benchmark, disk_size
 from onnxq.cli.show_benchmark import print_benchmark
 from onnxq.demo import digits_data
-from onnxq.feeds import feeds_for
+from onnxq.random_feeds import feeds_for
 from onnxq.timing import Spread, interleaved
 from tests.models import Array, build, normal, open_session
 
