@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import onnxruntime as ort
 from onnxq.errors import ModelError
 from onnxq.model import SourceModel
 from onnxq.numerics.metrics import ErrorSums, agreement
+from onnxq.prefetch import prefetched
 from onnxq.runtime import RuntimeFailureError, one_line, run, session
 from onnxq.samples import Samples
 
@@ -88,18 +90,18 @@ def compare(
     sums: dict[str, ErrorSums] = {}
     agreed = dict.fromkeys(names, 0)
     rows = dict.fromkeys(names, 0)
-    for index in range(len(samples)):
-        feed = samples[index]
-        for name, r, q in zip(
-            names, run(reference, feed, names), run(quantized, feed, names), strict=True
-        ):
-            if r.dtype.kind != "f":
-                continue
-            scores = r.ndim == 2 and r.shape[1] > 1
-            sums.setdefault(name, ErrorSums(centred=scores)).add(r, q)
-            if scores:
-                agreed[name] += agreement(r, q)
-                rows[name] += len(r)
+    with closing(prefetched(samples)) as feeds:
+        for feed in feeds:
+            for name, r, q in zip(
+                names, run(reference, feed, names), run(quantized, feed, names), strict=True
+            ):
+                if r.dtype.kind != "f":
+                    continue
+                scores = r.ndim == 2 and r.shape[1] > 1
+                sums.setdefault(name, ErrorSums(centred=scores)).add(r, q)
+                if scores:
+                    agreed[name] += agreement(r, q)
+                    rows[name] += len(r)
     return [
         Comparison(
             name,
