@@ -7,20 +7,26 @@
     onnxq.compare("model.onnx", "model.int8.onnx", data="samples.npz")
     session = onnxq.load_session("model.int8.onnx")
 
-Nothing heavy is imported until it is used.
+Nothing heavy is imported until it is used. Nothing phones home: onnxruntime's builds from 1.32 on
+report their use to its maker unless ORT_DISABLE_TELEMETRY says otherwise before they are imported,
+so it is set here where the environment does not say anything.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from onnxq._version import __version__
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 if TYPE_CHECKING:
     from onnxq.api import calibrate, export, quantize, quantize_dynamic, quantize_static
+    from onnxq.benchmarking import BenchmarkReport, benchmark
     from onnxq.calibration import Calibration
-    from onnxq.comparison import compare
+    from onnxq.comparison import ComparisonReport, compare
     from onnxq.errors import (
         CalibrationError,
         ConversionError,
@@ -32,29 +38,34 @@ if TYPE_CHECKING:
         OutputError,
     )
     from onnxq.images import ImageOptions
-    from onnxq.inspection import inspect
-    from onnxq.planning import plan
+    from onnxq.inspection import Inspection, inspect
+    from onnxq.planning import PlanReport, plan
     from onnxq.recipe import DynamicRecipe, Recipe, Rule, StaticRecipe
     from onnxq.recipe_file import load_recipe
     from onnxq.report import Report
     from onnxq.session import load_session
 
 _HOME = {
+    "BenchmarkReport": "onnxq.benchmarking",
     "Calibration": "onnxq.calibration",
     "CalibrationError": "onnxq.errors",
+    "ComparisonReport": "onnxq.comparison",
     "ConversionError": "onnxq.errors",
     "DataError": "onnxq.errors",
     "DynamicRecipe": "onnxq.recipe",
     "ExternalDataError": "onnxq.errors",
     "ImageOptions": "onnxq.images",
+    "Inspection": "onnxq.inspection",
     "ModelError": "onnxq.errors",
     "OnnxqError": "onnxq.errors",
     "OptionError": "onnxq.errors",
     "OutputError": "onnxq.errors",
+    "PlanReport": "onnxq.planning",
     "Recipe": "onnxq.recipe",
     "Report": "onnxq.report",
     "Rule": "onnxq.recipe",
     "StaticRecipe": "onnxq.recipe",
+    "benchmark": "onnxq.benchmarking",
     "calibrate": "onnxq.api",
     "compare": "onnxq.comparison",
     "export": "onnxq.api",
@@ -68,22 +79,27 @@ _HOME = {
 }
 
 __all__ = [
+    "BenchmarkReport",
     "Calibration",
     "CalibrationError",
+    "ComparisonReport",
     "ConversionError",
     "DataError",
     "DynamicRecipe",
     "ExternalDataError",
     "ImageOptions",
+    "Inspection",
     "ModelError",
     "OnnxqError",
     "OptionError",
     "OutputError",
+    "PlanReport",
     "Recipe",
     "Report",
     "Rule",
     "StaticRecipe",
     "__version__",
+    "benchmark",
     "calibrate",
     "compare",
     "export",

@@ -25,13 +25,16 @@ import onnx.external_data_helper
 import onnxruntime as ort
 
 from onnxq.errors import ModelError, OptionError
-from onnxq.random_feeds import dimensions, feeds_for
 from onnxq.fusion import Fusion, fusion
+from onnxq.images import ImageOptions
+from onnxq.model import load, onnx_file
+from onnxq.random_feeds import dimensions, feeds_for
 from onnxq.runtime import Feed
+from onnxq.samples import DataLike, input_specs, open_samples
 from onnxq.session import load_session, needed_options, read_metadata
 from onnxq.timing import Spread, interleaved
 
-__all__ = ["BenchmarkReport", "Memory", "ModelFigures", "benchmark", "disk_size"]
+__all__ = ["BenchmarkReport", "Memory", "ModelFigures", "benchmark", "disk_size", "first_sample"]
 
 ROUNDS = 10
 LOADS = 5
@@ -113,6 +116,14 @@ class BenchmarkReport:
         }
 
 
+def first_sample(
+    float_model: str | os.PathLike[str], data: DataLike, images: ImageOptions | None = None
+) -> Feed:
+    """The first sample of any source, to run the models on. Raises DataError."""
+    specs = input_specs(load(float_model).ir)
+    return open_samples(data, specs, 1, images)[0]
+
+
 def benchmark(
     float_model: str | os.PathLike[str],
     quantized: str | os.PathLike[str],
@@ -133,7 +144,9 @@ def benchmark(
     """
     if batch < 1 or seconds < 0 or (threads is not None and threads < 1):
         raise OptionError("batch and threads have to be at least 1, and seconds not negative")
-    paths = (Path(float_model), Path(quantized))
+    # what a converter wrote stays until this returns
+    found = [onnx_file(Path(path)) for path in (float_model, quantized)]
+    paths = [path for path, _ in found]
     sessions = [load_session(path, options=_silent(), threads=threads) for path in paths]
     feeds = feeds_for(*sessions, batch=batch, shapes=shapes, data=data)
     runs = [

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from onnxq.qtypes import Array, IntArray
 from onnxq.runner import Runner, open_runner
 from onnxq.runtime import RuntimeFailureError
 from onnxq.samples import DataLike, Samples, input_specs, labels_of, open_samples, prefetched
+from onnxq.sources import source_index
 
 __all__ = ["ComparisonReport", "OutputComparison", "compare", "compare_outputs", "finite"]
 
@@ -120,6 +122,8 @@ def compare(
         outputs, counted = compare_outputs(
             runners[0], runners[1], opened, found, offset=label_offset, progress=progress
         )
+    if labels is not None and counted is None:
+        raise DataError("labels are given, but no output is class scores, [1, classes] a sample")
     return ComparisonReport(
         one.label,
         other.label,
@@ -137,63 +141,82 @@ def compare_outputs(
     labels: IntArray | None = None,
     *,
     offset: int = 0,
+    note: str = "",
     progress: Progress | None = None,
 ) -> tuple[list[OutputComparison], LabelComparison | None]:
     """Run both on every sample, one at a time.
 
-    Raises DataError, which names the sample, if one of them cannot run it.
+    labels: int64 [samples], or [samples, batch]; they are those of the first output that is scores.
+    note: is added to the message of an error in reading; see `prefetched`.
+
+    Raises DataError, which names the sample, if it cannot be read, or a model cannot run it.
     """
-    sums: dict[str, ErrorSums] = {}
-    agreed: dict[str, int] = {}
-    rows: dict[str, int] = {}
+    sums: dict[str, _Output] = {}
     counts: LabelCounts | None = None
-    for index, feed in enumerate(prefetched(samples)):
-        try:
-            expected, found = reference(feed), quantized(feed)
-        except RuntimeFailureError as error:
-            raise DataError(f"sample {index}: onnxruntime cannot run it: {error}") from error
-        for name, r in expected.items():
-            if r.dtype.kind != "f":
-                continue
-            q = found[name]
-            if q.shape != r.shape:
-                raise DataError(
-                    f"sample {index}: output {name!r} has shape {list(q.shape)} in the quantized "
-                    f"model and {list(r.shape)} in the float one"
-                )
-            if np.isnan(r).any():
-                raise DataError(
-                    f"sample {index}: the float model gives NaN in output {name!r}; leave that "
-                    "sample out"
-                )
-            scores = r.ndim == 2 and r.shape[1] > 1
-            sums.setdefault(name, ErrorSums(centred=scores)).add(r, q)
-            if scores:
-                agreed[name] = agreed.get(name, 0) + agreement(r, q)
-                rows[name] = rows.get(name, 0) + len(r)
-                if labels is not None and len(r) == 1 and (counts is None or counts.output == name):
-                    counts = counts or LabelCounts(name, offset)
-                    counts.add(int(labels[index]), r[0], q[0])
-        if progress is not None:
-            progress(index + 1, len(samples))
-    if labels is not None and counts is None:
-        raise DataError(
-            "labels are given, but no output is class scores [1, classes] for one sample"
-        )
-    outputs = [
-        OutputComparison(
-            name,
-            total.sqnr,
-            total.centred,
-            total.cosine,
-            total.max_error,
-            total.relative_max_error,
-            agreed[name] / rows[name] if rows.get(name) else None,
-            len(samples),
-        )
-        for name, total in sums.items()
-    ]
+    with closing(prefetched(samples, note=note)) as feeds:
+        for index, feed in enumerate(feeds):
+            label = f"sample {source_index(samples, index)}"
+            try:
+                expected, found = reference(feed), quantized(feed)
+            except RuntimeFailureError as error:
+                raise DataError(f"{label}: onnxruntime cannot run it: {error}") from error
+            for name, r in expected.items():
+                if r.dtype.kind != "f":
+                    continue
+                _check_output(label, name, r, found[name])
+                output = sums.setdefault(name, _Output(name, r))
+                output.add(r, found[name])
+                if labels is None or not output.scores or counts not in (None, output.counts):
+                    continue
+                counts = output.counts = counts or LabelCounts(name, offset)
+                for row, wanted in enumerate(np.atleast_1d(labels[index]).tolist()):
+                    counts.add(wanted, r[row], found[name][row])
+            if progress is not None:
+                progress(index + 1, len(samples))
+    outputs = [output.result(len(samples)) for output in sums.values()]
     return outputs, None if counts is None else counts.result()
+
+
+class _Output:
+    """Adds up one output; `scores` says whether it is scores of classes, [rows, classes]."""
+
+    def __init__(self, name: str, first: Array) -> None:
+        self.name = name
+        self.scores = first.ndim == 2 and first.shape[1] > 1
+        self.counts: LabelCounts | None = None
+        self._errors = ErrorSums(centred=self.scores)
+        self._agreed = self._rows = 0
+
+    def add(self, r: Array, q: Array) -> None:
+        self._errors.add(r, q)
+        if self.scores:
+            self._agreed += agreement(r, q)
+            self._rows += len(r)
+
+    def result(self, samples: int) -> OutputComparison:
+        errors = self._errors
+        return OutputComparison(
+            self.name,
+            errors.sqnr,
+            errors.centred,
+            errors.cosine,
+            errors.max_error,
+            errors.relative_max_error,
+            self._agreed / self._rows if self._rows else None,
+            samples,
+        )
+
+
+def _check_output(label: str, name: str, r: Array, q: Array) -> None:
+    if q.shape != r.shape:
+        raise DataError(
+            f"{label}: output {name!r} has shape {list(q.shape)} in the quantized model and "
+            f"{list(r.shape)} in the float one"
+        )
+    if np.isnan(r).any():
+        raise DataError(
+            f"{label}: the float model gives NaN in output {name!r}; leave that sample out"
+        )
 
 
 def _labels(labels: LabelsLike | None, samples: Samples) -> IntArray | None:

@@ -139,7 +139,8 @@ def _run(
     with contextlib.ExitStack() as stack:
         giving = _open(stack, floats, expected, "the float model")
         holding = _open(stack, quantized.ir, taken, quantized.label)
-        for index, feed in enumerate(prefetched(samples)):
+        feeds = stack.enter_context(contextlib.closing(prefetched(samples)))
+        for index, feed in enumerate(feeds):
             x = {**feed, **giving(feed)}
             integers = holding(feed)
             for q in found:

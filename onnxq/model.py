@@ -25,6 +25,7 @@ __all__ = [
     "initializers",
     "load",
     "new_value",
+    "onnx_file",
     "read",
     "shape_of",
 ]
@@ -80,6 +81,16 @@ def load(model: ModelLike) -> SourceModel:
 
 
 def _load_file(path: Path) -> SourceModel:
+    file, workspace = onnx_file(path)
+    origin = None if workspace is None else path
+    return SourceModel(_read_onnx(file), file, origin, workspace)
+
+
+def onnx_file(path: Path) -> tuple[Path, Workspace | None]:
+    """The path itself if it is an ONNX file, else what a converter made of it, and where.
+
+    Raises ModelError if there is no such file, and ConversionError.
+    """
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     name = converter_for(path)
@@ -87,10 +98,10 @@ def _load_file(path: Path) -> SourceModel:
         workspace = Workspace()
         converted = workspace.path / "model.onnx"
         to_onnx(path, converted, name=name)
-        return SourceModel(_read_onnx(converted), converted, path, workspace)
+        return converted, workspace
     if path.is_dir():
         raise ModelError(f"{path}: a directory, not an ONNX file, and no converter takes it")
-    return SourceModel(_read_onnx(path), path)
+    return path, None
 
 
 def _read_onnx(path: Path) -> ir.Model:

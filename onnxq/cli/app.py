@@ -32,6 +32,7 @@ for command in (
     quantizing.calibrate,
     quantizing.recipe,
     looking.compare,
+    looking.benchmark,
     quantizing.export,
     quantizing.to,
 ):
@@ -80,5 +81,3 @@ def run() -> None:
 
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -16,12 +16,13 @@ from onnxq.cli.options import (
     image_options,
     images_of,
     recipe_of,
+    shapes_of,
     static_options,
     takes,
 )
-from onnxq.cli.show import print_json, progress_bar
+from onnxq.cli.show import console, print_json, progress_bar
 
-__all__ = ["compare", "inspect", "plan"]
+__all__ = ["benchmark", "compare", "inspect", "plan"]
 
 Reference = Annotated[Path, typer.Argument(help="The float model.", show_default=False)]
 Quantized = Annotated[Path, typer.Argument(help="The quantized model.", show_default=False)]
@@ -111,3 +112,44 @@ def compare(
         print_json(found.to_dict())
     else:
         print_comparison(found)
+
+
+@takes(image_options, recipe=False)
+def benchmark(
+    reference: Reference,
+    quantized: Quantized,
+    settings: Settings,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Within an operator; default: all cores.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Where the leading dimension is dynamic.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0, help="To time runs for, at least.")] = 5.0,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="INPUT=1x3x224x224", help="Of an input; may be repeated."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Run on the first of these samples.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Time both models side by side, and tell what did not fuse, why, and what it costs."""
+    from onnxq.benchmarking import benchmark as run
+    from onnxq.benchmarking import first_sample
+    from onnxq.cli.show_benchmark import print_benchmark
+
+    images = images_of(settings)
+    feed = None if data is None else first_sample(reference, data, images)
+    report = run(
+        reference,
+        quantized,
+        threads=threads,
+        batch=batch,
+        seconds=seconds,
+        shapes=shapes_of(shape),
+        data=feed,
+    )
+    if json:
+        print_json(report.to_dict())
+    else:
+        print_benchmark(report, console)

@@ -32,6 +32,7 @@ __all__ = [
     "image_options",
     "images_of",
     "recipe_of",
+    "shapes_of",
     "static_options",
     "takes",
 ]
@@ -318,6 +319,20 @@ def images_of(settings: Settings) -> ImageOptions | None:
     """The image options of a command that takes no recipe."""
     recipe = recipe_of({"images": settings.get("images")}, "static")
     return getattr(recipe, "images", None)
+
+
+def shapes_of(texts: list[str] | None) -> dict[str, list[int]] | None:
+    """The shapes of inputs that `--shape INPUT=1x3x224x224` gives; INPUT= alone is a scalar."""
+    if not texts:
+        return None
+    shapes = {}
+    for text in texts:
+        name, equals, dims = text.rpartition("=")
+        sizes = [size.strip() for size in dims.lower().split("x")] if dims else []
+        if not equals or not all(size.isdigit() for size in sizes):
+            raise OptionError(f"--shape takes INPUT=1x3x224x224, got {text!r}")
+        shapes[name] = [int(size) for size in sizes]
+    return shapes
 
 
 def _given(settings: Settings) -> Settings:
