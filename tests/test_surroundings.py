@@ -86,7 +86,7 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
 
 
-@pytest.mark.parametrize("what", ["model", "statistics", "report"])
+@pytest.mark.parametrize("what", ["model", "statistics"])
 def test_files_that_cannot_grow(tmp_path: Path, what: str) -> None:
     out = tmp_path / "out" / "q"
     out.parent.mkdir()
@@ -95,20 +95,7 @@ def test_files_that_cannot_grow(tmp_path: Path, what: str) -> None:
     arguments: dict[str, tuple[object, ...]] = {
         "model": ("dynamic", DIGITS, "-o", out),
         "statistics": ("calibrate", DIGITS, "--data", tmp_path / "x.npy", "-o", out),
-        "report": ("dynamic", DIGITS, "-o", tmp_path / "q.onnx", "--report", out),
     }
-    if what == "report":  # the model would not fit either: a smaller one
-        small = tmp_path / "small.onnx"
-        onnx.save(
-            build("(float[N,8] x) => (float[N,8] y) { y = MatMul(x, w) }", {"w": normal(8, 8)}),
-            str(small),
-        )
-        nodes = [f"y = MatMul(x{i}, w)" for i in range(3)]
-        assert nodes
-        arguments["report"] = ("dynamic", small, "-o", tmp_path / "q.onnx", "--report", out)
-        done = command(*arguments[what])
-        assert done.returncode == 0, done.stderr
-        return
     done = command(*arguments[what], preexec_fn=limit_files)
     assert done.returncode == 1
     assert "could not be written" in done.stderr
@@ -120,7 +107,19 @@ def test_files_that_cannot_grow(tmp_path: Path, what: str) -> None:
 # interrupts
 
 
-@pytest.mark.parametrize("after", [0.6, 1.2, 2.0])
+def wait_for_onnxruntime(process: subprocess.Popen[str]) -> None:
+    """Until the process has loaded it; before that there is nothing to leave behind."""
+    maps = Path(f"/proc/{process.pid}/maps")
+    if not maps.parent.parent.is_dir():
+        time.sleep(3)
+        return
+    for _ in range(600):
+        if "onnxruntime_pybind11" in maps.read_text():
+            return
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("after", [0.1, 0.5, 1.2])
 def test_interrupt_leaves_nothing_behind(tmp_path: Path, after: float) -> None:
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     out.mkdir()
@@ -135,6 +134,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path, after: float) -> None:
         text=True,
         env={**os.environ, "TMPDIR": str(scratch)},
     )
+    wait_for_onnxruntime(process)
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
