@@ -25,7 +25,9 @@ from rich.table import Table
 import onnxq
 from benchmarks.assets import NETWORKS, Images, Network, load_images
 from benchmarks.common import optimized_ops, plain_session
-from onnxq.verify import compare, latencies
+from onnxq.comparison import compare_outputs
+from onnxq.runner import Runner
+from onnxq.verify import latencies
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
@@ -45,10 +47,11 @@ def measure(network: Network, samples: int, peer_samples: int, folder: Path) -> 
     calibration = load_images(network, "calibration", samples, name)
     validation = load_images(network, "validation", None, name)
     ours, peer = folder / "ours.onnx", folder / "peer.onnx"
-    onnxq.quantize_static(network.file, ours, calibration, target="onnxruntime-x86")
+    onnxq.quantize_static(network.file, ours, calibration, target="onnxruntime-x86", verify=False)
     _peer(network.file, peer, Reader(calibration, peer_samples))
     quantized = plain_session(ours)
-    result = compare(reference, quantized, validation)[0]
+    outputs, _ = compare_outputs(Runner(reference, {}), Runner(quantized, {}), validation)
+    result = outputs[0]
     seconds = latencies([reference, quantized, plain_session(peer)], dict(validation[0]), seconds=5)
     fp32, int8 = (_top1(network, active, validation) for active in (reference, quantized))
     ops = optimized_ops(ours)

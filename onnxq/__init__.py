@@ -4,23 +4,32 @@
 
     onnxq.quantize_dynamic("model.onnx", "model.int8.onnx")
     onnxq.quantize_static("model.onnx", "model.int8.onnx", data="samples.npz")
+    onnxq.compare("model.onnx", "model.int8.onnx", data="samples.npz")
     session = onnxq.load_session("model.int8.onnx")
 
-Nothing heavy is imported until it is used.
+Nothing heavy is imported until it is used. Nothing phones home: onnxruntime's builds from 1.32 on
+report their use to its maker unless ORT_DISABLE_TELEMETRY says otherwise before they are imported,
+so it is set here where the environment does not say anything.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from onnxq._version import __version__
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 if TYPE_CHECKING:
-    from onnxq.api import calibrate, quantize_dynamic, quantize_static
+    from onnxq.api import calibrate, export, quantize, quantize_dynamic, quantize_static
+    from onnxq.benchmarking import BenchmarkReport, benchmark
     from onnxq.calibration import Calibration
+    from onnxq.comparison import ComparisonReport, compare
     from onnxq.errors import (
         CalibrationError,
+        ConversionError,
         DataError,
         ExternalDataError,
         ModelError,
@@ -28,39 +37,85 @@ if TYPE_CHECKING:
         OptionError,
         OutputError,
     )
+    from onnxq.images import ImageOptions
+    from onnxq.inspection import Inspection, inspect
+    from onnxq.planning import PlanReport, plan
+    from onnxq.recipe import DynamicRecipe, Recipe, Rule, StaticRecipe
+    from onnxq.recipe_file import load_recipe
     from onnxq.report import Report
     from onnxq.session import load_session
 
-__all__ = [
-    "Calibration",
-    "CalibrationError",
-    "DataError",
-    "ExternalDataError",
-    "ModelError",
-    "OnnxqError",
-    "OptionError",
-    "OutputError",
-    "Report",
-    "__version__",
-    "calibrate",
-    "load_session",
-    "quantize_dynamic",
-    "quantize_static",
-]
-
 _HOME = {
+    "BenchmarkReport": "onnxq.benchmarking",
     "Calibration": "onnxq.calibration",
+    "CalibrationError": "onnxq.errors",
+    "ComparisonReport": "onnxq.comparison",
+    "ConversionError": "onnxq.errors",
+    "DataError": "onnxq.errors",
+    "DynamicRecipe": "onnxq.recipe",
+    "ExternalDataError": "onnxq.errors",
+    "ImageOptions": "onnxq.images",
+    "Inspection": "onnxq.inspection",
+    "ModelError": "onnxq.errors",
+    "OnnxqError": "onnxq.errors",
+    "OptionError": "onnxq.errors",
+    "OutputError": "onnxq.errors",
+    "PlanReport": "onnxq.planning",
+    "Recipe": "onnxq.recipe",
     "Report": "onnxq.report",
+    "Rule": "onnxq.recipe",
+    "StaticRecipe": "onnxq.recipe",
+    "benchmark": "onnxq.benchmarking",
     "calibrate": "onnxq.api",
+    "compare": "onnxq.comparison",
+    "export": "onnxq.api",
+    "inspect": "onnxq.inspection",
+    "load_recipe": "onnxq.recipe_file",
     "load_session": "onnxq.session",
+    "plan": "onnxq.planning",
+    "quantize": "onnxq.api",
     "quantize_dynamic": "onnxq.api",
     "quantize_static": "onnxq.api",
 }
 
+__all__ = [
+    "BenchmarkReport",
+    "Calibration",
+    "CalibrationError",
+    "ComparisonReport",
+    "ConversionError",
+    "DataError",
+    "DynamicRecipe",
+    "ExternalDataError",
+    "ImageOptions",
+    "Inspection",
+    "ModelError",
+    "OnnxqError",
+    "OptionError",
+    "OutputError",
+    "PlanReport",
+    "Recipe",
+    "Report",
+    "Rule",
+    "StaticRecipe",
+    "__version__",
+    "benchmark",
+    "calibrate",
+    "compare",
+    "export",
+    "inspect",
+    "load_recipe",
+    "load_session",
+    "plan",
+    "quantize",
+    "quantize_dynamic",
+    "quantize_static",
+]
+
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'onnxq' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME.get(name, "onnxq.errors")), name)
+    value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -1,47 +1,106 @@
-"""The three calls: quantize_dynamic, quantize_static, calibrate. Each reads as the pipeline."""
+"""The calls that quantize. A recipe says how; keyword arguments make one."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
-import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import overload
 
 import onnx
-import onnx_ir as ir
 
-from onnxq._version import __version__
 from onnxq.calibration import Calibration
-from onnxq.collect import Progress, fingerprint, request_of
-from onnxq.collect import calibrate as run_calibration
-from onnxq.errors import OptionError
-from onnxq.improve import improve
-from onnxq.model import ModelLike, SourceModel, initializers, load
-from onnxq.parametrize import DEFAULT_METHOD, MethodOptions, check_finite, parametrize
-from onnxq.placement import place_static, place_weights
-from onnxq.plans import Placement, Plan
-from onnxq.prepare import Prepared, prepare
-from onnxq.qtypes import INT8, INT16
-from onnxq.report import Report, WeightBytes, nothing_quantized
-from onnxq.rewrite import Encoding, fake_quantized, rewrite
-from onnxq.runtime import foreign_ops
-from onnxq.samples import DataLike, Samples, input_specs, open_samples
-from onnxq.save import check_output, save, to_proto
-from onnxq.selection import Selection
-from onnxq.session import METADATA_KEY, needed_options
-from onnxq.targets import TARGETS, target_of
-from onnxq.verify import check_result
+from onnxq.collect import Progress
+from onnxq.converters import Workspace, to_onnx
+from onnxq.errors import ModelError, OptionError
+from onnxq.files import check_writable
+from onnxq.images import ImageOptions
+from onnxq.model import ModelLike, load
+from onnxq.pipeline import Call, PathLike, collect_statistics, run
+from onnxq.recipe import (
+    DEFAULT_METHOD,
+    DynamicRecipe,
+    Encoding,
+    Granularity,
+    Recipe,
+    Rule,
+    StaticRecipe,
+)
+from onnxq.recipe_file import load_recipe
+from onnxq.report import Report
+from onnxq.samples import DataLike
+from onnxq.save import save
 
-__all__ = ["calibrate", "quantize_dynamic", "quantize_static"]
+__all__ = ["calibrate", "export", "quantize", "quantize_dynamic", "quantize_static"]
 
-Granularity = Literal["channel", "tensor"]
-PathLike = str | os.PathLike[str]
 
-# Per-axis DequantizeLinear came with opset 13; Cast and Mul broadcast since opset 7
-QDQ_OPSET, PLAIN_OPSET = 13, 7
+@overload
+def quantize(
+    model: ModelLike,
+    output: None = None,
+    recipe: Recipe | PathLike = ...,
+    data: DataLike | None = ...,
+    *,
+    statistics: Calibration | PathLike | None = ...,
+    test_model: PathLike | None = ...,
+    report: PathLike | None = ...,
+    progress: Progress | None = ...,
+) -> onnx.ModelProto: ...
+
+
+@overload
+def quantize(
+    model: ModelLike,
+    output: PathLike,
+    recipe: Recipe | PathLike = ...,
+    data: DataLike | None = ...,
+    *,
+    statistics: Calibration | PathLike | None = ...,
+    test_model: PathLike | None = ...,
+    report: PathLike | None = ...,
+    progress: Progress | None = ...,
+) -> Report: ...
+
+
+def quantize(
+    model: ModelLike,
+    output: PathLike | None = None,
+    recipe: Recipe | PathLike = DynamicRecipe(),  # noqa: B008  # frozen
+    data: DataLike | None = None,
+    *,
+    statistics: Calibration | PathLike | None = None,
+    test_model: PathLike | None = None,
+    report: PathLike | None = None,
+    progress: Progress | None = None,
+) -> Report | onnx.ModelProto:
+    """Quantize by a recipe, or by the file of one.
+
+    model: a path, an onnx.ModelProto or an onnx_ir.Model; it is not changed.
+    output: the file to write; None returns the model instead of a report.
+    data: samples for static mode; None for what the recipe names.
+    statistics: a Calibration or the file of one, in place of data.
+    test_model: also write a float model with the rounded weights here (dynamic mode).
+    report: also write the report here, as JSON.
+    progress: called with the number of samples done and of all.
+
+    Raises OptionError, ModelError, DataError, CalibrationError or OutputError; then nothing has
+    been written.
+    """
+    if isinstance(recipe, str | os.PathLike):
+        recipe = load_recipe(recipe)
+    return run(
+        Call(
+            model,
+            None if output is None else Path(output),
+            recipe,
+            data,
+            statistics,
+            None if test_model is None else Path(test_model),
+            None if report is None else Path(report),
+            progress,
+        )
+    )
 
 
 @overload
@@ -51,12 +110,15 @@ def quantize_dynamic(
     *,
     bits: int = ...,
     granularity: Granularity = ...,
+    symmetric: bool = ...,
     encoding: Encoding = ...,
     include: Sequence[str] = ...,
     exclude: Sequence[str] = ...,
     include_ops: Sequence[str] = ...,
     exclude_ops: Sequence[str] = ...,
+    rules: Sequence[Rule] = ...,
     test_model: PathLike | None = ...,
+    report: PathLike | None = ...,
 ) -> onnx.ModelProto: ...
 
 
@@ -67,12 +129,15 @@ def quantize_dynamic(
     *,
     bits: int = ...,
     granularity: Granularity = ...,
+    symmetric: bool = ...,
     encoding: Encoding = ...,
     include: Sequence[str] = ...,
     exclude: Sequence[str] = ...,
     include_ops: Sequence[str] = ...,
     exclude_ops: Sequence[str] = ...,
+    rules: Sequence[Rule] = ...,
     test_model: PathLike | None = ...,
+    report: PathLike | None = ...,
 ) -> Report: ...
 
 
@@ -82,52 +147,43 @@ def quantize_dynamic(
     *,
     bits: int = 8,
     granularity: Granularity = "channel",
+    symmetric: bool = True,
     encoding: Encoding = "qdq",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     include_ops: Sequence[str] = (),
     exclude_ops: Sequence[str] = (),
+    rules: Sequence[Rule] = (),
     test_model: PathLike | None = None,
+    report: PathLike | None = None,
 ) -> Report | onnx.ModelProto:
     """Store the weights as integers; activations stay float. Needs no data.
 
-    model: a path, an onnx.ModelProto or an onnx_ir.Model; it is not changed.
-    output: the file to write; None returns the model instead of a report.
-    bits: 8 or 16. granularity: one scale a channel or a tensor.
+    bits: 8 or 16. granularity: one scale a channel or a tensor. symmetric: zero points are 0.
     encoding: `qdq`, the standard DequantizeLinear (load it with `onnxq.load_session`); or `fold`,
         Cast and Mul, which any onnxruntime session folds to float at load.
-    include, exclude, include_ops, exclude_ops: which nodes, by glob pattern and by op type.
-    test_model: also write a float model with the rounded weights here.
+    include, exclude, include_ops, exclude_ops: which nodes, by glob pattern (of names of nodes, of
+        the tensors they give or of the weights they read) and by op type.
+    rules: settings of single nodes; see `Rule`.
+    The rest as in `quantize`, errors too.
 
     At 8 bits in `qdq` a model below opset 13 is raised to 13. At 16 bits the opset stays: from 21
     on the standard operator takes int16, below it the one of com.microsoft is written.
-
-    Raises OptionError, ModelError or OutputError; then nothing has been written.
     """
-    _check_choice("bits", bits, (8, 16))
-    _check_choice("granularity", granularity, ("channel", "tensor"))
-    _check_choice("encoding", encoding, ("qdq", "fold"))
-    clock = _Clock()
-    source = load(model)
-    path = check_output(output, source.path)
-    test_path = check_output(test_model, source.path)
-    min_opset = QDQ_OPSET if bits == 8 and encoding == "qdq" else PLAIN_OPSET
-    prepared = prepare(source, min_opset=min_opset, static=False)
-    clock.lap("prepare")
-    selection = Selection(tuple(include), tuple(exclude), tuple(include_ops), tuple(exclude_ops))
-    placement = place_weights(
-        prepared, selection, INT8 if bits == 8 else INT16, per_channel=granularity == "channel"
+    recipe = DynamicRecipe(
+        bits=bits,
+        granularity=granularity,
+        symmetric=symmetric,
+        encoding=encoding,
+        include=tuple(include),
+        exclude=tuple(exclude),
+        include_ops=tuple(include_ops),
+        exclude_ops=tuple(exclude_ops),
+        rules=tuple(rules),
     )
-    check_finite(prepared, placement)
-    plan = parametrize(prepared, placement)
-    clock.lap("plan")
-    settings = {"mode": "dynamic", "bits": bits, "granularity": granularity, "encoding": encoding}
-    result = rewrite(prepared, plan, encoding)
-    report = _finish(source, prepared, plan, result, path, settings, clock)
-    if test_path is not None:
-        test = fake_quantized(prepared, plan)
-        save(test, test_path, lambda p: check_result(p, source, {}, optimize=False))
-    return report
+    if output is None:
+        return quantize(model, None, recipe, test_model=test_model, report=report)
+    return quantize(model, output, recipe, test_model=test_model, report=report)
 
 
 @overload
@@ -140,13 +196,19 @@ def quantize_static(
     percentile: float = ...,
     target: str | None = ...,
     granularity: Granularity = ...,
+    symmetric: bool | None = ...,
+    integer_io: bool = ...,
     samples: int | None = ...,
     batch_size: int = ...,
+    images: ImageOptions | None = ...,
     statistics: Calibration | PathLike | None = ...,
+    verify: bool = ...,
     include: Sequence[str] = ...,
     exclude: Sequence[str] = ...,
     include_ops: Sequence[str] = ...,
     exclude_ops: Sequence[str] = ...,
+    rules: Sequence[Rule] = ...,
+    report: PathLike | None = ...,
     progress: Progress | None = ...,
 ) -> onnx.ModelProto: ...
 
@@ -161,13 +223,19 @@ def quantize_static(
     percentile: float = ...,
     target: str | None = ...,
     granularity: Granularity = ...,
+    symmetric: bool | None = ...,
+    integer_io: bool = ...,
     samples: int | None = ...,
     batch_size: int = ...,
+    images: ImageOptions | None = ...,
     statistics: Calibration | PathLike | None = ...,
+    verify: bool = ...,
     include: Sequence[str] = ...,
     exclude: Sequence[str] = ...,
     include_ops: Sequence[str] = ...,
     exclude_ops: Sequence[str] = ...,
+    rules: Sequence[Rule] = ...,
+    report: PathLike | None = ...,
     progress: Progress | None = ...,
 ) -> Report: ...
 
@@ -181,222 +249,120 @@ def quantize_static(
     percentile: float = 0.9999,
     target: str | None = None,
     granularity: Granularity = "channel",
+    symmetric: bool | None = None,
+    integer_io: bool = False,
     samples: int | None = None,
     batch_size: int = 1,
+    images: ImageOptions | None = None,
     statistics: Calibration | PathLike | None = None,
+    verify: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     include_ops: Sequence[str] = (),
     exclude_ops: Sequence[str] = (),
+    rules: Sequence[Rule] = (),
+    report: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Report | onnx.ModelProto:
     """Weights and activations in 8 bits where the target runs them in int8.
 
-    model, output, include, exclude, include_ops, exclude_ops: as in `quantize_dynamic`.
     data: samples for the ranges of activations (see `onnxq.samples.open_samples`); unlabelled.
-    samples: how many of them to use, None for all. batch_size: how many run at once.
+    samples: how many to calibrate with, None for all. batch_size: how many run at once.
+    images: how image files become arrays.
     method: KL, hist (percentile), mse, emd, avg, abs_max or min_max.
     percentile: for `hist`, the share to cover (0.9999, or 99.99 percent).
     target: one of onnxruntime-x86, onnxruntime-arm, openvino, tensorrt, paddle; None for
         onnxruntime on this machine's kind of processor.
-    statistics: a Calibration or the file of one, in place of data.
-    progress: called with the number of samples done and of all.
-
-    Raises OptionError, ModelError, DataError, CalibrationError or OutputError; then nothing has
-    been written.
+    granularity: of weights. symmetric: of activations; None for the target's choice.
+    integer_io: float inputs and outputs become integers; the report says with which parameters.
+    verify: hold some samples back (see `onnxq.split`) and compare both models on them.
+    include, exclude, include_ops, exclude_ops, rules: as in `quantize_dynamic`.
+    The rest as in `quantize`, errors too.
     """
-    _check_choice("granularity", granularity, ("channel", "tensor"))
-    options = MethodOptions(method, percentile)
-    runtime = target_of(target)
-    if (data is None) == (statistics is None):
-        raise OptionError("static mode needs either data or statistics")
-    clock = _Clock()
-    source = load(model)
-    path = check_output(output, source.path)
-    prepared = prepare(source, min_opset=QDQ_OPSET, static=True)
-    clock.lap("prepare")
-    selection = Selection(tuple(include), tuple(exclude), tuple(include_ops), tuple(exclude_ops))
-    placement = place_static(prepared, selection, runtime, per_channel=granularity == "channel")
-    check_finite(prepared, placement)
-    clock.lap("place")
-    opened = None if data is None else _open(prepared, data, samples)
-    if opened is not None:
-        request = request_of([(placement.owners, placement.measured)])
-        calibration = run_calibration(
-            prepared, opened, request, batch_size=batch_size, progress=progress
+    recipe = StaticRecipe(
+        method=method,
+        percentile=percentile,
+        target=target,
+        granularity=granularity,
+        symmetric=symmetric,
+        integer_io=integer_io,
+        samples=samples,
+        batch_size=batch_size,
+        images=images,
+        verify=verify,
+        include=tuple(include),
+        exclude=tuple(exclude),
+        include_ops=tuple(include_ops),
+        exclude_ops=tuple(exclude_ops),
+        rules=tuple(rules),
+    )
+    if output is None:
+        return quantize(
+            model, None, recipe, data, statistics=statistics, report=report, progress=progress
         )
-    else:
-        calibration = _statistics(statistics, prepared)
-    clock.lap("calibrate")
-    plan = parametrize(prepared, placement, calibration, options)
-    clock.lap("parametrize")
-    plan = improve(prepared, calibration, opened, plan)
-    clock.lap("improve")
-    settings: dict[str, Any] = {
-        "mode": "static",
-        "target": runtime.name,
-        "method": method,
-        "granularity": granularity,
-        "samples": calibration.samples,
-    }
-    if method in ("hist", "percentile"):
-        settings["percentile"] = options.share
-    result = rewrite(prepared, plan)
-    return _finish(source, prepared, plan, result, path, settings, clock)
+    return quantize(
+        model, output, recipe, data, statistics=statistics, report=report, progress=progress
+    )
 
 
 def calibrate(
     model: ModelLike,
-    data: DataLike,
+    data: DataLike | None = None,
     *,
+    recipe: StaticRecipe | PathLike | None = None,
     samples: int | None = None,
-    batch_size: int = 1,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    include_ops: Sequence[str] = (),
-    exclude_ops: Sequence[str] = (),
+    batch_size: int | None = None,
+    images: ImageOptions | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    include_ops: Sequence[str] | None = None,
+    exclude_ops: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Statistics from which `quantize_static` can take the ranges for any method and any target.
 
-    Arguments as in `quantize_static`. `Calibration.save` writes them, `Calibration.merge` adds
-    those of other samples.
+    recipe: of which data, samples, batch_size, images and what chooses nodes count; the arguments
+        given beside it go before what it says. The others as in `quantize_static`.
+
+    `Calibration.save` writes the statistics, `Calibration.merge` adds those of other samples.
     """
-    source = load(model)
-    prepared = prepare(source, min_opset=QDQ_OPSET, static=True)
-    selection = Selection(tuple(include), tuple(exclude), tuple(include_ops), tuple(exclude_ops))
-    placements = [place_static(prepared, selection, target) for target in TARGETS.values()]
-    request = request_of((p.owners, p.measured) for p in placements)
-    opened = _open(prepared, data, samples)
-    return run_calibration(prepared, opened, request, batch_size=batch_size, progress=progress)
-
-
-def _open(prepared: Prepared, data: DataLike, limit: int | None) -> Samples:
-    return open_samples(data, input_specs(prepared.ir), limit)
-
-
-def _statistics(statistics: Calibration | PathLike | None, prepared: Prepared) -> Calibration:
-    assert statistics is not None
-    found = (
-        statistics if isinstance(statistics, Calibration) else Calibration.load(Path(statistics))
-    )
-    found.check(fingerprint(prepared), prepared.label)
-    return found
-
-
-def _finish(
-    source: SourceModel,
-    prepared: Prepared,
-    plan: Plan,
-    result: ir.Model,
-    path: Path | None,
-    settings: dict[str, Any],
-    clock: _Clock,
-) -> Report | onnx.ModelProto:
-    """Save and check; the report, or the model itself if no path was given."""
-    metadata = {"version": __version__, **settings}
-    result.metadata_props[METADATA_KEY] = json.dumps(metadata, sort_keys=True)
-    options = needed_options(settings)
-    static = settings["mode"] == "static"
-
-    def check(written: Path | bytes) -> None:
-        check_result(written, source, options, optimize=static)
-
-    clock.lap("rewrite")
-    if path is None:
-        proto = to_proto(result)
-        check(proto.SerializeToString(deterministic=True))
-        return proto
-    written = save(result, path, check)
-    clock.lap("save")
-    return Report(
-        mode=settings["mode"],
-        model=source.label,
-        output=str(path),
-        settings=settings,
-        bytes_before=_bytes(source),
-        bytes_after=written,
-        weights=_weight_bytes(prepared, plan),
-        placement=plan.placement,
-        operators=_operators(prepared, plan.placement),
-        notes=tuple(_notes(source, prepared, plan.placement, path, options)),
-        seconds=clock.laps,
-    )
-
-
-def _bytes(source: SourceModel) -> int | None:
-    if source.path is None:
-        return None
-    files = {source.path} | {
-        Path(tensor.path)
-        for value in initializers(source.ir)
-        if isinstance(tensor := value.const_value, ir.ExternalTensor)
+    base = load_recipe(recipe) if isinstance(recipe, str | os.PathLike) else recipe
+    if not isinstance(base, StaticRecipe | None):
+        raise OptionError("calibrate needs a recipe of static mode: dynamic mode needs no samples")
+    given = {
+        "samples": samples,
+        "batch_size": batch_size,
+        "images": images,
+        "include": None if include is None else tuple(include),
+        "exclude": None if exclude is None else tuple(exclude),
+        "include_ops": None if include_ops is None else tuple(include_ops),
+        "exclude_ops": None if exclude_ops is None else tuple(exclude_ops),
     }
-    return sum(file.stat().st_size for file in files)
+    changes = {name: value for name, value in given.items() if value is not None}
+    merged = dataclasses.replace(base or StaticRecipe(), **changes)  # type: ignore[arg-type]  # each has its field's type
+    return collect_statistics(load(model), data, merged, progress)
 
 
-def _weight_bytes(prepared: Prepared, plan: Plan) -> WeightBytes:
-    sizes = {v.name: v.const_value.size for v in initializers(prepared.ir) if v.const_value}
-    weights = plan.placement.weights
-    elements = sum(sizes[w.tensor] for w in weights)
-    return WeightBytes(
-        count=len(weights),
-        float32=4 * elements,
-        integers=sum(sizes[w.tensor] * w.spec.qtype.bits // 8 for w in weights),
-        scales=sum(4 * plan.params[w.tensor].scale.size for w in weights),
-    )
+def export(
+    model: PathLike,
+    output: PathLike,
+    *,
+    converter: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> str:
+    """Convert a model of another framework to an ONNX file; returns the converter's name.
 
+    converter: its name; None for the installed one that takes the model. options: its own, as text.
 
-def _operators(prepared: Prepared, placement: Placement) -> dict[str, int]:
-    if placement.target is None:
-        return {}
-    quantized = {use.node for a in placement.activations for use in a.uses}
-    return dict(
-        sorted(Counter(n.op_type for n in prepared.ir.graph if n.name in quantized).items())
-    )
-
-
-def _notes(
-    source: SourceModel,
-    prepared: Prepared,
-    placement: Placement,
-    path: Path,
-    options: dict[str, str],
-) -> list[str]:
-    notes = []
-    if not placement.weights:
-        notes.append(nothing_quantized(placement))
-    if unknown := foreign_ops(source.ir):
-        notes.append(
-            f"left as they are: {', '.join(unknown)}, which onnxruntime does not know; the result "
-            "was checked as far as that allows: register their library and run it"
-        )
-    before, after = source.ir.opset_imports.get("", 0), prepared.ir.opset_imports.get("", 0)
-    if after > before:
-        notes.append(f"opset raised from {before} to {after}, which per-channel scales need")
-    if options and placement.weights:
-        entries = ", ".join(f"{key}={value}" for key, value in options.items())
-        notes.append(
-            f'load with onnxq.load_session("{path}"), or any session with {entries}: without it '
-            "onnxruntime dequantizes every weight on every run; --encoding fold needs no option, "
-            "but only DequantizeLinear is understood as quantization by other tools"
-        )
-    return notes
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
-
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps[stage] = now - self._last
-        self._last = now
+    Raises ConversionError, ModelError, OptionError or OutputError; then nothing has been written.
+    """
+    source = Path(model)
+    if not source.exists():
+        raise ModelError(f"{model}: no such file or directory")
+    path = Path(output)
+    check_writable(path)
+    workspace = Workspace()
+    converted = workspace.path / "model.onnx"
+    name = to_onnx(source, converted, name=converter, options=options)
+    save(load(converted).ir, path, lambda _: None)
+    return name

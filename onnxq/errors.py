@@ -2,7 +2,8 @@
 
 OnnxqError
 ├── ModelError         the model cannot be read, is invalid, or onnxruntime cannot run it
-│   └── ExternalDataError  a weight file beside the model is missing, too short or elsewhere
+│   ├── ExternalDataError  a weight file beside the model is missing, too short or elsewhere
+│   └── ConversionError    a converter of another framework cannot convert it
 ├── OptionError        an option, a pattern or a combination of them
 ├── DataError          samples: name, shape, rank, dtype, NaN or Inf, none at all
 ├── CalibrationError   statistics: missing, of another model, or an activation that is not finite
@@ -11,6 +12,7 @@ OnnxqError
 
 __all__ = [
     "CalibrationError",
+    "ConversionError",
     "DataError",
     "ExternalDataError",
     "ModelError",
@@ -30,6 +32,10 @@ class ModelError(OnnxqError):
 
 class ExternalDataError(ModelError):
     """A file with the model's weights is missing, truncated or outside the model's directory."""
+
+
+class ConversionError(ModelError):
+    """A model of another framework cannot be converted to ONNX, or back."""
 
 
 class OptionError(OnnxqError):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from onnxq.errors import OutputError
 
-__all__ = ["check_writable", "write_atomically"]
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two runs must not write one file
+    fcntl = None  # type: ignore[assignment]  # stands for the module that is not there
+
+__all__ = ["check_writable", "locked", "write_atomically"]
 
 
 def check_writable(path: Path) -> None:
@@ -44,6 +51,20 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs that write models with data files into `folder` waiting."""
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if handle is not None:
+            with contextlib.suppress(OSError):  # a file system without locks: as without this
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def make_public(path: str) -> None:

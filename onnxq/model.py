@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import google.protobuf.message
+import numpy as np
 import onnx
 import onnx.defs
 import onnx_ir as ir
 
+from onnxq.converters import Workspace, converter_for, to_onnx
 from onnxq.errors import ExternalDataError, ModelError
 from onnxq.qtypes import Array
 from onnxq.wellformed import check_structure, graph_of_proto
@@ -24,6 +27,7 @@ __all__ = [
     "initializers",
     "load",
     "new_value",
+    "onnx_file",
     "read",
     "shape_of",
 ]
@@ -37,15 +41,23 @@ ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 class SourceModel:
     """A model as the user gave it. Stages that change it work on a clone.
 
-    path: the file it came from, None if it was given in memory.
+    path: the ONNX file it came from, None if it was given in memory.
+    origin: what was converted to that file, None if it was ONNX itself.
+    workspace: where a converter wrote the file; gone when this is.
+    data_files: the files beside it that hold weights, links followed.
     """
 
     ir: ir.Model
     path: Path | None
+    origin: Path | None = None
+    workspace: Workspace | None = None
+    data_files: frozenset[Path] = frozenset()
 
     @property
     def label(self) -> str:
         """How messages name it."""
+        if self.origin is not None:
+            return str(self.origin)
         return str(self.path) if self.path else f"model {self.ir.graph.name or '(in memory)'}"
 
 
@@ -67,10 +79,7 @@ def load(model: ModelLike) -> SourceModel:
         raise ModelError(f"{source.label}: the graph has no node: is this an ONNX model?")
     _check_versions(source)
     check_structure(source.ir, source.label)
-    for value in initializers(source.ir):
-        if isinstance(value.const_value, ir.ExternalTensor):
-            _check_external(value.const_value, source.label)
-    return source
+    return dataclasses.replace(source, data_files=_find_data(source))
 
 
 def _clone(model: ir.Model) -> ir.Model:
@@ -110,12 +119,34 @@ def _check_versions(source: SourceModel) -> None:
 
 
 def _load_file(path: Path) -> SourceModel:
+    file, workspace = onnx_file(path)
+    origin = None if workspace is None else path
+    return SourceModel(_read_onnx(file), file, origin, workspace)
+
+
+def onnx_file(path: Path) -> tuple[Path, Workspace | None]:
+    """The path itself if it is an ONNX file, else what a converter made of it, and where.
+
+    Raises ModelError if there is no such file, and ConversionError.
+    """
     if not path.exists():
         raise ModelError(f"{path}: no such file")
+    name = converter_for(path)
+    if name is not None:
+        workspace = Workspace()
+        converted = workspace.path / "model.onnx"
+        to_onnx(path, converted, name=name)
+        return converted, workspace
     if path.is_dir():
-        raise ModelError(f"{path}: a directory, not an ONNX file")
+        raise ModelError(f"{path}: a directory, not an ONNX file, and no converter takes it")
+    return path, None
+
+
+def _read_onnx(path: Path) -> ir.Model:
     # Absolute, so that onnx-ir knows the directory that external data must be in
     absolute = Path(os.path.abspath(path))
+    if not os.access(absolute, os.R_OK):
+        raise ModelError(f"{path}: cannot be read: permission denied")
     try:
         proto = onnx.load(str(absolute), format="protobuf", load_external_data=False)
     except google.protobuf.message.DecodeError as error:
@@ -126,13 +157,48 @@ def _load_file(path: Path) -> SourceModel:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     model = graph_of_proto(proto, str(path))
     ir.external_data.set_base_dir(model.graph, absolute.parent)
-    return SourceModel(model, path)
+    return model
 
 
-def _check_external(tensor: ir.ExternalTensor, label: str) -> None:
-    base = os.path.realpath(tensor.base_dir or ".")
-    path = os.path.realpath(tensor.path)
-    if os.path.commonpath([base, path]) != base:
+def _find_data(source: SourceModel) -> frozenset[Path]:
+    """Check the files with weights beside the model, follow links, and return the files.
+
+    Package caches link a model and its data from the place where both really are. onnx-ir refuses
+    data behind a symbolic link that leaves the directory, or with a second hard link, so it is told
+    the real place. A link to anywhere else stays refused: a model must not read a stranger's files.
+    """
+    files = set()
+    for value in initializers(source.ir):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.size:
+            real = _check_external(tensor, source)
+            files.add(real)
+            if os.stat(real).st_nlink > 1:
+                value.const_value = _mapped(tensor, real, source.label)
+            elif Path(tensor.path) != real:
+                value.const_value = ir.ExternalTensor(
+                    real.name,
+                    tensor.offset,
+                    tensor.length,
+                    tensor.dtype,
+                    shape=shape_of(tensor),
+                    name=tensor.name or "",
+                    base_dir=real.parent,
+                )
+    return frozenset(files)
+
+
+def _check_external(tensor: ir.ExternalTensor, source: SourceModel) -> Path:
+    """The real file of the tensor. Raises ExternalDataError."""
+    label = source.label
+    base = os.path.abspath(tensor.base_dir or ".")
+    path = os.path.normpath(os.path.join(base, tensor.location))
+    homes = [os.path.realpath(base)]
+    if source.path is not None and source.path.is_symlink():
+        homes.append(os.path.dirname(os.path.realpath(source.path)))
+    real = os.path.realpath(path)
+    inside = any(os.path.commonpath([home, real]) == home for home in homes)
+    if os.path.commonpath([base, path]) != base or not inside:
         raise ExternalDataError(
             f"{label}: weight {tensor.name!r} is stored in {tensor.location!r}, outside the "
             "model's directory; move the file beside the model and store its plain name"
@@ -148,6 +214,19 @@ def _check_external(tensor: ir.ExternalTensor, label: str) -> None:
             f"{label}: weight {tensor.name!r} needs {needed} bytes of {tensor.location!r}, which "
             f"has {os.path.getsize(path)}; copy it again"
         )
+    return Path(real)
+
+
+def _mapped(tensor: ir.ExternalTensor, file: Path, label: str) -> ir.TensorProtocol:
+    """The values in the file, mapped into memory."""
+    if tensor.dtype.bitwidth < 8:
+        raise ExternalDataError(
+            f"{label}: weight {tensor.name!r} is {tensor.dtype.name} in {file}, which has a second "
+            "hard link; copy it to a file of its own"
+        )
+    array = np.memmap(file, np.uint8, "r", tensor.offset or 0, (tensor.nbytes,))
+    values = array.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+    return ir.Tensor(values, dtype=tensor.dtype, name=tensor.name)
 
 
 def initializers(model: ir.Model) -> Iterator[ir.Value]:

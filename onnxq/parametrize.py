@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +13,7 @@ from onnxq.model import read
 from onnxq.numerics.quantize import (
     SMALLEST_SCALE,
     abs_max,
+    extremes,
     params_from_range,
     range_of,
     symmetric_params,
@@ -30,42 +30,16 @@ from onnxq.qtypes import (
     QuantSpec,
 )
 
-__all__ = ["DEFAULT_METHOD", "MethodOptions", "check_finite", "parametrize"]
+__all__ = ["check_finite", "parametrize"]
 
-DEFAULT_METHOD = "mse"
 # The integer that the bias of a channel without weights becomes
 DEAD_BIAS = 1 << 20
-
-
-@dataclass(frozen=True)
-class MethodOptions:
-    """The calibration method and its own parameter.
-
-    percentile: for `hist` and `percentile`; a share (0.9999) or percent (99.99).
-    """
-
-    method: str = DEFAULT_METHOD
-    percentile: float = 0.9999
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise OptionError(f"unknown method {self.method!r}; there are {', '.join(METHODS)}")
-        if not (0.5 < self.percentile <= 1.0 or 50.0 < self.percentile <= 100.0):
-            raise OptionError(
-                f"percentile {self.percentile:g} is out of range: give a share above 0.5 and up to "
-                "1 (0.9999) or percent above 50 and up to 100 (99.99)"
-            )
-
-    @property
-    def share(self) -> float:
-        return self.percentile / 100 if self.percentile > 1.0 else self.percentile
 
 
 def parametrize(
     prepared: Prepared,
     placement: Placement,
     calibration: Calibration | None = None,
-    options: MethodOptions | None = None,
 ) -> Plan:
     """Scale and zero point of every placed tensor.
 
@@ -84,7 +58,7 @@ def parametrize(
         elif calibration is None:
             raise CalibrationError("activations need statistics: none were given")
         else:
-            params[activation.owner] = _activation_params(activation, calibration, options)
+            params[activation.owner] = _activation_params(activation, calibration)
     while pending:  # a Concat may join what another one gives
         ready = [a for a in pending if all(part in params for part in a.joins)]
         for activation in ready:
@@ -119,11 +93,9 @@ def _weight_params(prepared: Prepared, weight: WeightPlacement) -> QuantParams:
     granularity = weight.spec.granularity
     axis = granularity.axis if isinstance(granularity, PerChannel) else None
     tensor = _tensor(prepared, weight.tensor)
-    magnitude = read(tensor, lambda values: abs_max(values, axis))
     if weight.spec.symmetric:
-        return symmetric_params(weight.spec, magnitude)
-    low, high = read(tensor, lambda v: (float(v.min(initial=0.0)), float(v.max(initial=0.0))))
-    return params_from_range(weight.spec, low, high)
+        return symmetric_params(weight.spec, read(tensor, lambda values: abs_max(values, axis)))
+    return params_from_range(weight.spec, *read(tensor, lambda values: extremes(values, axis)))
 
 
 def _union(spec: QuantSpec, parts: Sequence[QuantParams]) -> QuantParams:
@@ -145,10 +117,8 @@ def _unit_params(spec: QuantSpec) -> QuantParams:
     return QuantParams(spec, scale, np.asarray(qtype.qmin, qtype.dtype))
 
 
-def _activation_params(
-    activation: ActivationPlacement, calibration: Calibration, options: MethodOptions | None
-) -> QuantParams:
-    options = options or MethodOptions()
+def _activation_params(activation: ActivationPlacement, calibration: Calibration) -> QuantParams:
+    options = activation.method
     stats = calibration.of(activation.owner)
     spec = activation.spec
     if spec.qtype.bits > 8 and options.method == "KL":

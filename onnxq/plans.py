@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from onnxq.qtypes import Float32Array, IntArray, QuantParams, QuantSpec
+from onnxq.recipe import MethodOptions
 
 __all__ = [
     "ActivationPlacement",
     "BiasPlacement",
+    "Form",
     "Placement",
     "Plan",
     "Skip",
@@ -17,6 +20,9 @@ __all__ = [
     "WeightPlacement",
     "WeightUpdate",
 ]
+
+
+Form = Literal["kernel", "qdq", "fold"]
 
 
 @dataclass(frozen=True, order=True)
@@ -31,14 +37,18 @@ class Use:
 class WeightPlacement:
     """A constant that becomes integers.
 
-    tensor: its name. uses: the node inputs that read the integers (through DequantizeLinear).
+    tensor: its name. uses: the node inputs that read the integers.
     others: whether something else goes on reading the float tensor.
     kind: "weight", "recurrence weight", "embedding", or "constant" (the operand of an Add or Mul).
+    form: how they are read. `kernel`: through a DequantizeLinear a reader, which fuses with it into
+        an int8 kernel. `qdq`, `fold`: the weight is only stored as integers, and one
+        DequantizeLinear, or Cast and Mul, gives the float tensor to all that read it.
     """
 
     tensor: str
     spec: QuantSpec
     uses: tuple[Use, ...]
+    form: Form
     kind: str = "weight"
     others: bool = False
 
@@ -61,6 +71,7 @@ class ActivationPlacement:
     unit_range: the range is 0..1 by definition.
     joins: the quantized tensors of which it is a Concat; its range is the union of theirs.
     uses: the inputs of quantized nodes, each of which reads a DequantizeLinear of its own.
+    method: how its range is chosen.
     requantized: its producer fuses with the QuantizeLinear, so that float readers must read a
         DequantizeLinear as well.
     """
@@ -69,6 +80,7 @@ class ActivationPlacement:
     spec: QuantSpec
     owner: str
     uses: tuple[Use, ...]
+    method: MethodOptions
     requantized: bool
     unit_range: bool = False
     joins: tuple[str, ...] = ()
@@ -92,6 +104,8 @@ class Placement:
     target: name of the runtime it is made for, None in dynamic mode.
     guarded: float nodes that the runtime would quantize on its own (see rewrite.py).
     measured: tensors of weighted nodes whose per-channel means are kept, with the channel axis.
+    labels: node name -> the name to print, that of the user's model.
+    integer_io: float inputs and outputs of the graph become integers.
     """
 
     weights: tuple[WeightPlacement, ...]
@@ -102,6 +116,7 @@ class Placement:
     guarded: tuple[str, ...] = ()
     measured: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    integer_io: bool = False
 
     @property
     def owners(self) -> tuple[str, ...]:

@@ -87,12 +87,23 @@ Granularity = PerTensor | PerChannel
 class QuantSpec:
     """How a tensor is to be quantized.
 
-    symmetric: the zero point is 0, and the range of integers is -qmax..qmax.
+    symmetric: the zero point is in the middle (0, or 128 of uint8), and the lowest integer is not
+        used, so that as many lie below the middle as above.
     """
 
     qtype: QType
     granularity: Granularity
     symmetric: bool
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric range."""
+        return 0 if self.qtype.signed else 1 << (self.qtype.bits - 1)
+
+    @property
+    def lowest(self) -> int:
+        """The smallest integer that is used."""
+        return self.qtype.qmin + self.symmetric
 
     def __str__(self) -> str:
         kind = "symmetric" if self.symmetric else "asymmetric"

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxq.comparison import finite
 from onnxq.plans import Placement, Skip
+from onnxq.split import Split
+from onnxq.verify import Verification
 
 __all__ = ["Report", "WeightBytes", "nothing_quantized"]
 
@@ -58,6 +61,9 @@ class Report:
     bytes_before, bytes_after: of the model with its external data; before is None for a model that
         was given in memory.
     operators: how many nodes of each op type run on integers (static mode).
+    recipe: the effective recipe, as plain values.
+    split: which samples calibrated and which were held out; None without samples.
+    verification: of the result on the samples held out; None if it was not verified.
     skips: everything that stayed float, with the reason.
     notes: what the caller should know: how to load the file, what was raised or chosen.
     seconds: by stage.
@@ -67,11 +73,14 @@ class Report:
     model: str
     output: str | None
     settings: Mapping[str, Any]
+    recipe: Mapping[str, Any]
     bytes_before: int | None
     bytes_after: int | None
     weights: WeightBytes
     placement: Placement
     operators: Mapping[str, int] = field(default_factory=dict)
+    split: Split | None = None
+    verification: Verification | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -86,11 +95,16 @@ class Report:
             "model": self.model,
             "output": self.output,
             "settings": dict(self.settings),
+            "recipe": dict(self.recipe),
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "weights": {**dataclasses.asdict(self.weights), "ratio": self.weights.ratio},
             "activations": len(self.placement.activations),
             "operators": dict(self.operators),
+            "split": None if self.split is None else self.split.to_dict(),
+            "verification": finite(
+                None if self.verification is None else dataclasses.asdict(self.verification)
+            ),
             "skipped": [dataclasses.asdict(skip) for skip in self.skips],
             "notes": list(self.notes),
             "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},

@@ -1,6 +1,7 @@
 """Rewrite: a `Plan` becomes nodes. It decides nothing.
 
 Weights    integer initializer -> DequantizeLinear (or Cast -> Mul) -> its readers
+Borders    integer graph input -> one DequantizeLinear a reader; QuantizeLinear -> graph output
 Activations  producer -> QuantizeLinear -> one DequantizeLinear a reader
 Guards     float Conv or Gemm -> LeakyRelu(alpha 1) -> QuantizeLinear. onnxruntime quantizes a float
            Conv or Gemm that stands between a DequantizeLinear and a QuantizeLinear by itself, per
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -23,20 +23,15 @@ from onnxq.plans import ActivationPlacement, BiasPlacement, Plan, Use, WeightPla
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Array, PerChannel, QuantParams
 
-__all__ = ["MICROSOFT", "Encoding", "fake_quantized", "rewrite"]
+__all__ = ["MICROSOFT", "fake_quantized", "rewrite"]
 
-Encoding = Literal["qdq", "fold"]
 MICROSOFT = "com.microsoft"
 
 
-def rewrite(prepared: Prepared, plan: Plan, encoding: Encoding = "qdq") -> ir.Model:
-    """A clone of the prepared model with the plan's integers and nodes.
-
-    encoding: of weights whose type is not an activation's: `qdq` for DequantizeLinear, `fold` for
-        Cast and Mul, which onnxruntime folds at load.
-    """
+def rewrite(prepared: Prepared, plan: Plan) -> ir.Model:
+    """A clone of the prepared model with the plan's integers and nodes."""
     model = prepared.ir.clone()
-    _Rewriter(model, plan, encoding).run()
+    _Rewriter(model, plan).run()
     return model
 
 
@@ -75,8 +70,8 @@ def _lazy(
 class _Rewriter:
     """Applies one plan to one model; lives as long as `rewrite` runs."""
 
-    def __init__(self, model: ir.Model, plan: Plan, encoding: Encoding) -> None:
-        self.model, self.plan, self.encoding = model, plan, encoding
+    def __init__(self, model: ir.Model, plan: Plan) -> None:
+        self.model, self.plan = model, plan
         self.graph = model.graph
         nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
         self.nodes = {node.name or "": node for node in nodes}
@@ -115,7 +110,7 @@ class _Rewriter:
             )
         else:
             integers = _lazy(name, source, dtype, lambda x: quantize(x, params))
-        if self.plan.placement.target is not None:
+        if placed.form == "kernel":
             q = self._initializer(graph, f"{name}_quantized", integers)
             for use in placed.uses:
                 reader = self.nodes[use.node]
@@ -130,10 +125,11 @@ class _Rewriter:
         graph.initializers.pop(name)
         value.const_value = None  # the tensor may be the caller's: it keeps its name
         value.name = f"{name}/float"
-        if self.encoding == "fold":
+        if placed.form == "fold":
             nodes = self._cast_and_multiply(graph, q, params, name)
         else:
-            nodes = [self._dequantize(graph, q, params, name, explicit=False)]
+            explicit = bool(params.zero_point.any())
+            nodes = [self._dequantize(graph, q, params, name, explicit=explicit)]
         nodes[-1].outputs[0].name = name
         value.replace_all_uses_with(nodes[-1].outputs[0])
         graph.insert_before(graph[0], nodes)
@@ -148,11 +144,16 @@ class _Rewriter:
         if isinstance(granularity, PerChannel):
             rank = q.shape.rank() if q.shape is not None else 1
             scale = scale.reshape([-1 if i == granularity.axis else 1 for i in range(rank)])
-        cast = ir.node("Cast", [q], {"to": int(ir.DataType.FLOAT)})
-        cast.outputs[0].name = self._unique(f"{name}_c")
+        nodes = [ir.node("Cast", [q], {"to": int(ir.DataType.FLOAT)})]
+        nodes[-1].outputs[0].name = self._unique(f"{name}_c")
+        if params.zero_point.any():
+            zero = params.zero_point.reshape(scale.shape).astype(np.float32)
+            zero_point = self._initializer(graph, f"{name}_zero_point", ir.tensor(zero))
+            nodes.append(ir.node("Sub", [nodes[-1].outputs[0], zero_point]))
+            nodes[-1].outputs[0].name = self._unique(f"{name}_s")
         factor = self._initializer(graph, f"{name}_scale", ir.tensor(scale))
-        mul = ir.node("Mul", [cast.outputs[0], factor])
-        return [cast, mul]
+        nodes.append(ir.node("Mul", [nodes[-1].outputs[0], factor]))
+        return nodes
 
     def _bias(self, placed: BiasPlacement) -> None:
         params = self.plan.biases[placed.use]
@@ -178,6 +179,10 @@ class _Rewriter:
         value, params = self.values[placed.tensor], self.plan.activation_params(placed)
         key = placed.owner
         name = placed.tensor
+        integer_io = self.plan.placement.integer_io
+        if integer_io and value.is_graph_input():
+            self._integer_input(value, params, key)
+            return
         inputs = [value, *self._params(self.graph, params, key, explicit=True)]
         q = ir.node("QuantizeLinear", inputs, name=self._unique(f"{name}_QuantizeLinear"))
         q.outputs[0].name = self._unique(f"{name}_quantized")
@@ -193,6 +198,8 @@ class _Rewriter:
             reader = self.nodes[use.node]
             reader.prepend(dq)
             reader.replace_input_with(use.index, dq.outputs[0])
+        if integer_io and value.is_graph_output():
+            self._take_over_output(value, q.outputs[0], params)
         if not placed.requantized or not (floats or value.is_graph_output()):
             return
         dq = self._dequantize(self.graph, q.outputs[0], params, key, explicit=True, label=name)
@@ -218,8 +225,24 @@ class _Rewriter:
             value.name, output.name = self._unique(f"{name}_raw"), name
         self.values[output.name or ""] = output
 
-    def _take_over_output(self, value: ir.Value, replacement: ir.Value) -> None:
-        """`replacement` becomes the graph output that `value` was, under its name."""
+    def _integer_input(self, value: ir.Value, params: QuantParams, key: str) -> None:
+        """A graph input that takes integers, in place of `value`."""
+        name = value.name or ""
+        dtype = ir.DataType.from_numpy(params.spec.qtype.dtype)
+        taken = ir.Value(name=name, shape=value.shape, type=ir.TensorType(dtype))
+        for reader, i in list(value.uses()):
+            dq = self._dequantize(self.graph, taken, params, key, explicit=True, label=name)
+            reader.prepend(dq)
+            reader.replace_input_with(i, dq.outputs[0])
+        self.graph.inputs[self.graph.inputs.index(value)] = taken
+
+    def _take_over_output(
+        self, value: ir.Value, replacement: ir.Value, params: QuantParams | None = None
+    ) -> None:
+        """`replacement` becomes the graph output that `value` was, under its name.
+
+        params: of the replacement if it is integers.
+        """
         if not value.is_graph_output():
             return
         name = value.name or ""
@@ -228,6 +251,8 @@ class _Rewriter:
                 self.graph.outputs[i] = replacement
         value.name = self._unique(f"{name}_float")
         replacement.name, replacement.shape, replacement.type = name, value.shape, value.type
+        if params is not None:
+            replacement.type = ir.TensorType(ir.DataType.from_numpy(params.spec.qtype.dtype))
 
     # parts
 

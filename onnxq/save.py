@@ -7,6 +7,7 @@ there before is removed last. A kill at any moment leaves the old pair or the ne
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -20,7 +21,7 @@ import onnx.checker
 import onnx_ir as ir
 
 from onnxq.errors import OutputError
-from onnxq.files import check_writable, make_public
+from onnxq.files import check_writable, locked, make_public
 from onnxq.model import initializers, shape_of
 from onnxq.runtime import INLINE, PROTOBUF_LIMIT, model_size
 
@@ -58,12 +59,22 @@ def save(model: ir.Model, path: Path, check: Check, *, limit: int = PROTOBUF_LIM
         the old one; what it raises is passed on, and the old file stays.
     limit: from this size of the weights on they go into a file beside the model.
     """
+    large = model_size(model) >= limit
+    # two runs with one output: neither may remove the data file that the other's model refers to
+    with locked(path.parent) if large or _data_files(path) else contextlib.nullcontext():
+        return _save(model, path, check, large=large)
+
+
+def _save(model: ir.Model, path: Path, check: Check, *, large: bool) -> int:
     old_data = _data_files(path)
     new_data: Path | None = None
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".onnx")
-    os.close(handle)
+    temporary = ""
     try:
-        if model_size(model) >= limit:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".onnx"
+        )
+        os.close(handle)
+        if large:
             _drop_value_info(model)
             new_data = _write_data(model, path)
             proto = ir.to_proto(model)
@@ -81,10 +92,13 @@ def save(model: ir.Model, path: Path, check: Check, *, limit: int = PROTOBUF_LIM
         if new_data is not None and new_data not in old_data:
             new_data.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OutputError(f"{path}: could not be written: {error.strerror or error}") from error
+            raise OutputError(
+                f"{path}: could not be written: {error.strerror or error}; what was there before "
+                "is as it was"
+            ) from error
         raise
     finally:
-        if os.path.exists(temporary):
+        if temporary and os.path.exists(temporary):
             os.unlink(temporary)
     for stale in old_data - {new_data}:
         stale.unlink(missing_ok=True)

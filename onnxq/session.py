@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,16 @@ from onnxq.errors import ModelError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["FOLD_WEIGHTS", "METADATA_KEY", "load_session", "needed_options", "read_metadata"]
+__all__ = [
+    "FOLD_WEIGHTS",
+    "METADATA_KEY",
+    "IntegerValue",
+    "integer_io_of",
+    "load_session",
+    "metadata_of",
+    "needed_options",
+    "read_metadata",
+]
 
 METADATA_KEY = "onnxq"
 # Without it a DequantizeLinear of a weight runs on every call; with it, once at load
@@ -58,6 +68,23 @@ def needed_options(metadata: Mapping[str, Any]) -> dict[str, str]:
     return dict(FOLD_WEIGHTS) if qdq else {}
 
 
+@dataclass(frozen=True)
+class IntegerValue:
+    """An input or output that is integers: real value = (integer - zero_point) * scale."""
+
+    dtype: str
+    scale: float
+    zero_point: int
+
+
+def integer_io_of(metadata: Mapping[str, Any]) -> dict[str, IntegerValue]:
+    """The inputs and outputs of a file with this metadata that are integers in place of float."""
+    return {
+        name: IntegerValue(v["dtype"], v["scale"], v["zero_point"])
+        for name, v in metadata.get("integer_io", {}).items()
+    }
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What onnxq noted in a file that it wrote; empty for any other file."""
     import google.protobuf.message
@@ -67,8 +94,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         proto = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
     except (google.protobuf.message.DecodeError, OSError) as error:
         raise ModelError(f"{path}: not an ONNX file: {error}") from error
-    for entry in proto.metadata_props:
-        if entry.key == METADATA_KEY:
-            found = json.loads(entry.value)
-            return found if isinstance(found, dict) else {}
-    return {}
+    return metadata_of({entry.key: entry.value for entry in proto.metadata_props})
+
+
+def metadata_of(properties: Mapping[str, str]) -> dict[str, Any]:
+    """The same from a model's metadata properties."""
+    found = json.loads(properties.get(METADATA_KEY, "{}"))
+    return found if isinstance(found, dict) else {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import onnx
 import onnx.checker
 import onnxruntime as ort
 
+from onnxq.comparison import OutputComparison, compare_outputs
 from onnxq.errors import ModelError
 from onnxq.model import SourceModel
-from onnxq.numerics.metrics import ErrorSums, agreement
+from onnxq.runner import open_runner
 from onnxq.runtime import (
     PROTOBUF_LIMIT,
     RuntimeFailureError,
@@ -26,8 +28,13 @@ from onnxq.runtime import (
     session,
 )
 from onnxq.samples import Samples
+from onnxq.sources import NOTHING_WRITTEN
+from onnxq.timing import interleaved
 
-__all__ = ["Comparison", "check_result", "compare", "latencies"]
+__all__ = ["Verification", "check_result", "latencies", "verify"]
+
+# dB below which an output deserves a look
+LOW_SQNR = 10.0
 
 NOT_REGISTERED = "is not a registered function/op"
 
@@ -94,76 +101,66 @@ def _source_too(source: SourceModel) -> str:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One output of the float and the quantized model over samples.
+class Verification:
+    """The quantized model against the float one, in onnxruntime on this machine.
 
-    sqnr: dB; centred: it is that of class scores, each sample relative to its own mean.
-    agreement: share of samples with the same top class; None if the output is no class scores.
-    relative_max_error: the largest error as a share of the float output's range.
+    samples: how many both ran on. independent: nothing was fitted to them.
     """
 
-    output: str
-    sqnr: float
-    centred: bool
-    cosine: float
-    relative_max_error: float
-    agreement: float | None
     samples: int
+    independent: bool
+    outputs: tuple[OutputComparison, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should not overlook."""
+        notes = []
+        if not self.independent:
+            notes.append("verified on the sample that calibrated, as there is no other")
+        notes += [
+            f"output {o.output!r} has an SQNR of {o.sqnr:.1f} dB only: `onnxq compare --layers` "
+            "shows where it is lost"
+            for o in self.outputs
+            if o.sqnr < LOW_SQNR
+        ]
+        return notes
 
 
-def compare(
-    reference: ort.InferenceSession, quantized: ort.InferenceSession, samples: Samples
-) -> list[Comparison]:
-    """Run both on every sample and compare each floating-point output."""
-    names = [output.name for output in reference.get_outputs()]
-    sums: dict[str, ErrorSums] = {}
-    agreed = dict.fromkeys(names, 0)
-    rows = dict.fromkeys(names, 0)
-    for index in range(len(samples)):
-        feed = samples[index]
-        for name, r, q in zip(
-            names, run(reference, feed, names), run(quantized, feed, names), strict=True
-        ):
-            if r.dtype.kind != "f":
-                continue
-            scores = r.ndim == 2 and r.shape[1] > 1
-            sums.setdefault(name, ErrorSums(centred=scores)).add(r, q)
-            if scores:
-                agreed[name] += agreement(r, q)
-                rows[name] += len(r)
-    return [
-        Comparison(
-            name,
-            total.sqnr,
-            total.centred,
-            total.cosine,
-            total.relative_max_error,
-            agreed[name] / rows[name] if rows[name] else None,
-            len(samples),
-        )
-        for name, total in sums.items()
-    ]
+def verify(
+    source: SourceModel, result: Path | bytes, samples: Samples, independent: bool
+) -> Verification | str:
+    """Compare both models on the samples; or why that cannot be: only the result can be loaded.
+
+    (Of an opset that onnxruntime no longer runs, the result may well be of one that it does.)
+
+    Raises ModelError if the result cannot be loaded.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            reference = stack.enter_context(open_runner(source.path or source.ir))
+        except RuntimeFailureError as error:
+            return f"onnxruntime cannot load the float model: {error}"
+        try:
+            quantized = stack.enter_context(open_runner(result))
+        except RuntimeFailureError as error:
+            raise ModelError(f"{source.label}: onnxruntime cannot load it: {error}") from error
+        outputs, _ = compare_outputs(reference, quantized, samples, note=NOTHING_WRITTEN)
+    return Verification(len(samples), independent, tuple(outputs))
 
 
 def latencies(
     sessions: Sequence[ort.InferenceSession],
     feed: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]],
     *,
-    rounds: int = 30,
+    rounds: int = 10,
     seconds: float = 1.0,
 ) -> list[float]:
     """Median seconds of one run of each session, taken in turn so that drift hits all alike.
 
     rounds: at least so many; more until `seconds` have passed.
     """
-    times: list[list[float]] = [[] for _ in sessions]
     for active in sessions:
-        for _ in range(3):
-            run(active, feed)
-    start = time.perf_counter()
-    while len(times[0]) < rounds or time.perf_counter() - start < seconds:
-        for active, taken in zip(sessions, times, strict=True):
-            begin = time.perf_counter()
-            active.run(None, dict(feed))
-            taken.append(time.perf_counter() - begin)
-    return [float(np.median(taken)) for taken in times]
+        run(active, feed)
+    runs = [functools.partial(active.run, None, dict(feed)) for active in sessions]
+    times = interleaved(runs, rounds=rounds, seconds=seconds)
+    return [float(median) for median in np.median(times, axis=(0, 2))]

@@ -62,6 +62,8 @@ REASONS = {
     "is of type": "an input is no tensor",
     "NaN or Inf": "NaN or Inf in a sample, a weight or an activation",
     "the float model does not load either": "onnxruntime does not load the float model",
+    "the float model gives NaN": "NaN or Inf in a sample, a weight or an activation",
+    "onnxruntime cannot run it": "onnxruntime does not run the float model",
     "cannot load or run": "onnxruntime does not run the float model",
     "must be raised": "the opset cannot be raised",
     "the data source is empty": "a sample of no rows",

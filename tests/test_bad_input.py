@@ -217,6 +217,8 @@ def test_activation_that_is_not_finite(out: Path, tmp_path: Path) -> None:
     onnx.save(net, str(path))
     good, bad = np.ones((1, 8), np.float32), -np.ones((1, 8), np.float32)
     with refused(out, errors.CalibrationError, path, "'l'", "sample 1"):
+        quantize_static(path, out, [{"x": good}, {"x": bad}, {"x": good}])
+    with refused(out, errors.DataError, "'y'", "sample 1", "NaN"):  # the one that is held out
         quantize_static(path, out, [{"x": good}, {"x": bad}])
 
 

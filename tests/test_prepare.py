@@ -15,8 +15,8 @@ import onnxq
 from onnxq.model import load
 from onnxq.placement import place_weights
 from onnxq.prepare import Prepared, prepare
-from onnxq.qtypes import INT8
-from onnxq.selection import Selection
+from onnxq.recipe import DynamicRecipe
+from onnxq.selection import Choices
 from tests.models import (
     Array,
     Feed,
@@ -36,6 +36,13 @@ ROWS = {"x": normal(3, 8, seed=1)}
 
 def prepared(model: onnx.ModelProto, *, static: bool = False, min_opset: int = 13) -> Prepared:
     return prepare(load(model), min_opset=min_opset, static=static)
+
+
+def excluded(result: Prepared, pattern: str) -> dict[str, str]:
+    """Node name -> reason, of the nodes that the pattern excludes."""
+    choices = Choices(result, DynamicRecipe(exclude=(pattern,)))
+    left = {node.name or "": choices.of(node).left for node in result.ir.graph}
+    return {name: reason for name, reason in left.items() if reason is not None}
 
 
 def proto(result: Prepared) -> onnx.ModelProto:
@@ -75,10 +82,10 @@ def test_names_are_unique_and_the_user_s_are_remembered() -> None:
     assert len({node.name for node in nodes}) == 5
     assert all(node.name for node in nodes)
     assert [result.names.label(n) for n in nodes] == ["dense", "Relu_0", "dense", "Relu_1", "dense"]
-    reasons = Selection(exclude=("dense",)).reasons(result)
+    reasons = excluded(result, "dense")
     assert sum("dense" in reason for reason in reasons.values()) == 3
     # a tensor's name tells nodes of one name apart
-    assert len(Selection(exclude=("c",)).reasons(result)) == 1
+    assert len(excluded(result, "c")) == 1
     assert_close(expected, run(proto(result), ROWS)[0])
 
 
@@ -119,7 +126,7 @@ def test_patterns_match_what_became_a_gemm() -> None:
     result = prepared(model, static=True)
     (gemm,) = list(result.ir.graph)
     for name in ("n_a", "n_y", "y"):
-        assert list(Selection(exclude=(name,)).reasons(result)) == [gemm.name]
+        assert list(excluded(result, name)) == [gemm.name]
     assert result.names.label(gemm) == "n_a"
 
 
@@ -175,7 +182,9 @@ def test_shared_view_is_not_stored_twice_in_dynamic_mode() -> None:
     result = check_same(tied(), {"i": np.array([1, 699, 0])})
     assert ops(result) == Counter(Gather=1, Transpose=1, MatMul=1)
     assert list(weights_of(result)) == ["w"]
-    (weight,) = place_weights(prepared(tied()), Selection(), INT8, per_channel=True).weights
+    float_model = prepared(tied())
+    choices = Choices(float_model, DynamicRecipe())
+    (weight,) = place_weights(float_model, choices, "qdq").weights
     assert str(weight.spec) == "symmetric int8 per-channel (axis 0)"
 
 

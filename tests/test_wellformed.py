@@ -15,7 +15,7 @@ import onnxq
 from tests.both_modes import assert_close, quantize, rows, w
 from tests.models import build
 
-FEEDS = [rows(i) for i in range(8)]
+FEEDS = [rows(i) for i in range(40)]
 MODES = ["dynamic", "static"]
 
 
@@ -132,7 +132,7 @@ def test_nodes_in_any_order(mode: str, in_a_body: bool, tmp_path: Path) -> None:
         graph.node.extend(nodes)
     report, path = quantize(mixed, FEEDS, mode, tmp_path)
     assert len(report.placement.weights) == (0 if in_a_body and mode == "static" else 1)
-    assert_close(model, path, FEEDS, mode)
+    assert_close(model, path, FEEDS[:4], mode)
 
 
 @pytest.mark.parametrize("mode", MODES)

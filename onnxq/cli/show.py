@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["console", "print_json", "print_report", "progress_bar", "size"]
 
-console = Console(highlight=False, soft_wrap=True)
+# What goes into a file or a pipe is not folded to the width of a terminal
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 NAMED = 4
 
 
@@ -47,7 +48,8 @@ def print_report(report: Report, *, as_json: bool) -> None:
     before, after = report.bytes_before, report.bytes_after
     share = f" ({after / before:.1%})" if before and after else ""
     console.print(f"[bold]{escape(report.output or '')}[/]  {size(before)} -> {size(after)}{share}")
-    settings = ", ".join(f"{k} {v}" for k, v in report.settings.items() if k != "mode")
+    hidden = ("mode", "version", "integer_io")
+    settings = ", ".join(f"{k} {v}" for k, v in report.settings.items() if k not in hidden)
     console.print(f"{report.mode}: {settings}")
     weights = report.weights
     console.print(
@@ -58,6 +60,12 @@ def print_report(report: Report, *, as_json: bool) -> None:
         counted = ", ".join(f"{n} {op}" for op, n in report.operators.items())
         console.print(f"in int8: {counted}")
     _print_skips(report)
+    if report.verification is not None:
+        from onnxq.cli.show_look import print_outputs
+
+        held = "held-out samples" if report.verification.independent else "sample"
+        console.print(f"verified on {report.verification.samples} {held}:")
+        print_outputs(report.verification.outputs)
     for note in report.notes:
         console.print(f"note: {escape(note)}")
 

@@ -27,6 +27,12 @@ class ErrorSums:
     def add(self, reference: Array, quantized: Array) -> None:
         """Both of one shape; the last axis holds the class scores if centred."""
         r, q = np.asarray(reference, np.float64), np.asarray(quantized, np.float64)
+        if not np.isfinite(r).all():  # a mask of -inf, say: no error where both have it
+            same = (r == q) & ~np.isfinite(r)
+            r, q = np.where(same, 0.0, r), np.where(same, 0.0, q)
+        if not (np.isfinite(r).all() and np.isfinite(q).all()):
+            self._noise = self.max_error = float("inf")
+            return
         if r.size == 0:
             return
         self.max_error = max(self.max_error, float(np.abs(q - r).max()))
@@ -40,9 +46,11 @@ class ErrorSums:
 
     @property
     def sqnr(self) -> float:
-        """dB; infinite if there is no error."""
+        """dB; infinite if there is no error, minus infinity if one is not finite in one of them."""
         if self._noise == 0.0:
             return float("inf")
+        if self._noise == float("inf"):
+            return float("-inf")
         return float(10 * np.log10(self._signal / self._noise)) if self._signal else float("-inf")
 
     @property

@@ -17,6 +17,7 @@ from onnxq.qtypes import (
 __all__ = [
     "abs_max",
     "dequantize",
+    "extremes",
     "params_from_range",
     "quantize",
     "range_of",
@@ -29,61 +30,62 @@ SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 def abs_max(x: Array, axis: int | None) -> Float32Array:
     """Largest magnitude of x: shape [] if axis is None, else [x.shape[axis]]. 0 for no elements."""
-    if axis is None:
-        return np.asarray(_magnitude(x, None), np.float32)
-    others = tuple(i for i in range(x.ndim) if i != axis)
-    return np.asarray(_magnitude(x, others), np.float32)
+    low, high = extremes(x, axis)  # of which neither needs a copy of |x|
+    return np.maximum(-low, high)
 
 
-def _magnitude(x: Array, axes: tuple[int, ...] | None) -> Array:
-    # max and -min need no copy of |x|, which matters for weights of gigabytes
-    return np.asarray(np.maximum(x.max(axis=axes, initial=0.0), -x.min(axis=axes, initial=0.0)))
+def extremes(x: Array, axis: int | None) -> tuple[Float32Array, Float32Array]:
+    """Smallest and largest value of x and 0: shape [] if axis is None, else [x.shape[axis]]."""
+    others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis)
+    low, high = x.min(axis=others, initial=0.0), x.max(axis=others, initial=0.0)
+    return np.asarray(low, np.float32), np.asarray(high, np.float32)
 
 
 def symmetric_params(spec: QuantSpec, alpha: Array) -> QuantParams:
-    """Scale alpha / qmax, zero point 0; alpha is the magnitude that maps to qmax, >= 0.
+    """Scale alpha / 127 (at 8 bits), zero point in the middle; alpha >= 0 maps to the top.
 
     A dead tensor or channel (alpha of 0, or too small for float32) gets scale 1: its integers are
     0 whatever the scale, and a tiny one would overflow the int32 bias that is a multiple of it.
     """
-    exact = np.asarray(alpha, np.float64) / spec.qtype.qmax
+    exact = np.asarray(alpha, np.float64) / (spec.qtype.qmax - spec.middle)
     scale = np.where(exact < SMALLEST_SCALE, 1.0, exact).astype(np.float32)
-    return QuantParams(spec, scale, np.zeros(scale.shape, spec.qtype.dtype))
+    return QuantParams(spec, scale, np.full(scale.shape, spec.middle, spec.qtype.dtype))
 
 
-def params_from_range(spec: QuantSpec, low: float, high: float) -> QuantParams:
-    """Per-tensor parameters for values in low..high (widened to hold 0, so that 0 is exact)."""
-    low, high = min(float(low), 0.0), max(float(high), 0.0)
+def params_from_range(spec: QuantSpec, low: Array | float, high: Array | float) -> QuantParams:
+    """Parameters for values in low..high (widened to hold 0, so that 0 is exact).
+
+    low, high: of shape [], or [channels].
+    """
+    low = np.minimum(np.asarray(low, np.float64), 0.0)
+    high = np.maximum(np.asarray(high, np.float64), 0.0)
     if spec.symmetric:
-        return symmetric_params(spec, np.asarray(max(-low, high)))
+        return symmetric_params(spec, np.maximum(-low, high))
     qtype = spec.qtype
-    scale = np.float32((high - low) / (qtype.qmax - qtype.qmin))
-    if scale < SMALLEST_SCALE:
-        scale = np.float32(1.0)
-    zero_point = np.clip(np.rint(qtype.qmin - low / float(scale)), qtype.qmin, qtype.qmax)
-    return QuantParams(spec, np.asarray(scale), np.asarray(zero_point, qtype.dtype))
+    scale = np.asarray((high - low) / (qtype.qmax - qtype.qmin), np.float32)
+    scale = np.where(scale < SMALLEST_SCALE, np.float32(1.0), scale)
+    zero_point = np.clip(np.rint(qtype.qmin - low / np.float64(scale)), qtype.qmin, qtype.qmax)
+    return QuantParams(spec, scale, np.asarray(zero_point, qtype.dtype))
 
 
 def range_of(params: QuantParams) -> tuple[float, float]:
     """The lowest and the highest value that per-tensor parameters can hold."""
-    qtype, scale, zero = params.spec.qtype, float(params.scale), int(params.zero_point)
-    lowest = -qtype.qmax if params.spec.symmetric else qtype.qmin
-    return (lowest - zero) * scale, (qtype.qmax - zero) * scale
+    scale, zero = float(params.scale), int(params.zero_point)
+    return (params.spec.lowest - zero) * scale, (params.spec.qtype.qmax - zero) * scale
 
 
 def quantize(x: Array, params: QuantParams) -> Array:
     """Integers of params' type, of x's shape; rounds half to even as QuantizeLinear does."""
     qtype = params.spec.qtype
-    low = -qtype.qmax if params.spec.symmetric else qtype.qmin
     scale, zero_point = _along(params, x.ndim)
     if qtype.bits > 16:  # a float32 quotient cannot hold 32-bit integers
         q = np.asarray(np.asarray(x, np.float64) / scale)
     else:
         q = np.asarray(np.asarray(x, np.float32) / scale)  # numpy makes 0-d results scalars
     np.rint(q, out=q)
-    if not params.spec.symmetric:
+    if zero_point.any():
         q += zero_point
-    np.clip(q, low, qtype.qmax, out=q)
+    np.clip(q, params.spec.lowest, qtype.qmax, out=q)
     return q.astype(qtype.dtype)
 
 

@@ -19,7 +19,8 @@ whether its inputs come as integers (supply) and its outputs are read as integer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 
@@ -31,7 +32,13 @@ from onnxq.placement.existing import (
     is_quantize,
 )
 from onnxq.placement.fused import float_regions
-from onnxq.placement.weights import EMPTY, NOT_FLOAT32, OVERRIDABLE
+from onnxq.placement.weights import (
+    EMPTY,
+    NOT_FLOAT32,
+    OVERRIDABLE,
+    granularity_of,
+    place_weights,
+)
 from onnxq.plans import (
     ActivationPlacement,
     BiasPlacement,
@@ -41,8 +48,8 @@ from onnxq.plans import (
     WeightPlacement,
 )
 from onnxq.prepare import Prepared
-from onnxq.qtypes import INT8, PerChannel, PerTensor, QuantSpec
-from onnxq.selection import Selection
+from onnxq.qtypes import INT8, QuantSpec
+from onnxq.selection import Choice, Choices
 from onnxq.targets import Target
 
 __all__ = ["place_static"]
@@ -58,23 +65,26 @@ BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def place_static(
-    prepared: Prepared, selection: Selection, target: Target, *, per_channel: bool = True
+    prepared: Prepared, choices: Choices, target: Target, *, integer_io: bool = False
 ) -> Placement:
     """What of the main graph runs in int8 on the target.
+
+    integer_io: the graph's float inputs and outputs are quantized too, whatever their readers.
 
     Raises ModelError for a model that is quantized already.
     """
     check_something_is_float(prepared, static=True)
-    return _Placer(prepared, selection.reasons(prepared), target, per_channel).place()
+    return _Placer(prepared, choices, target, integer_io).place()
 
 
 class _Placer:
     """Collects one placement; lives as long as `place_static` runs."""
 
     def __init__(
-        self, prepared: Prepared, left: Mapping[str, str], target: Target, per_channel: bool
+        self, prepared: Prepared, choices: Choices, target: Target, integer_io: bool
     ) -> None:
-        self.prepared, self.target, self.per_channel = prepared, target, per_channel
+        self.prepared, self.choices, self.target = prepared, choices, target
+        self.integer_io = integer_io
         self.graph = prepared.ir.graph
         self.skips: list[Skip] = []
         self.rules: dict[ir.Node, OpRule] = {}
@@ -83,8 +93,11 @@ class _Placer:
         for node in self.graph:
             rule = rule_of(node)
             name = node.name or ""
-            reason = integer.get(name) or left.get(name) or fused.get(name)
+            choice = choices.of(node)
+            reason = integer.get(name) or choice.left or fused.get(name)
             reason = reason or self._refusal(node, rule)
+            if reason is None and choice.bits > INT8.bits:
+                reason = f"{choice.bits} bits have no int8 kernel: it calculates in float"
             if rule is not None and reason is None:
                 self.rules[node] = rule
             elif reason is not None and (name in integer or _is_float(node)):
@@ -97,6 +110,7 @@ class _Placer:
         self.quantized: dict[ir.Node, OpRule] = {}
         # tensors that exist as integers: their producers fuse with a Q
         self.integers: set[ir.Value] = set()
+        self.borders: list[ir.Value] = []  # float inputs and outputs that become integers
 
     def place(self) -> Placement:
         for node in self.graph:
@@ -108,6 +122,10 @@ class _Placer:
                 self.integers.update(self._integer_outputs(node))
             elif rule.role is Role.ELEMENTWISE:
                 self._skip(node, "not between quantized tensors: int8 would cost time here")
+        if self.integer_io:
+            ends = (*self.graph.inputs, *self.graph.outputs)
+            self.borders = [value for value in ends if _becomes_integer(value)]
+            self.integers.update(self.borders)
         weights, biases = self._weights(), self._biases()
         self._skip_bodies()
         return Placement(
@@ -118,6 +136,7 @@ class _Placer:
             target=self.target.name,
             guarded=self._guarded(),
             measured=self._measured(),
+            integer_io=self.integer_io,
             labels={n.name or "": self.prepared.names.label(n) for n in self.graph},
         )
 
@@ -179,6 +198,8 @@ class _Placer:
 
     def _is_demanded(self, value: ir.Value) -> bool:
         """Some reader takes integers: a core node, or one that hands them on to such."""
+        if self.integer_io and value.is_graph_output():
+            return True
         for node, index in value.uses():
             rule = self.rules.get(node)
             if rule is None or node.graph is not self.graph:
@@ -190,7 +211,9 @@ class _Placer:
         return False
 
     def _is_read_by_core_only(self, value: ir.Value) -> bool:
-        if value.is_graph_output() or not value.uses():
+        if value.is_graph_output() and not self.integer_io:
+            return False
+        if not value.uses() and not value.is_graph_output():
             return False
         for node, index in value.uses():
             rule = self.rules.get(node)
@@ -256,12 +279,15 @@ class _Placer:
                     uses.setdefault(value, []).append(Use(node.name or "", i))
             for value in self._integer_outputs(node):
                 uses.setdefault(value, [])
+        for value in self.borders:
+            uses.setdefault(value, [])
         return tuple(
             ActivationPlacement(
                 tensor=value.name or "",
-                spec=self.target.activation,
+                spec=self._spec(value),
                 owner=self._owner(value).name or "",
                 uses=tuple(sorted(found)),
+                method=self._choice(value).method,
                 requantized=value in self.integers,
                 unit_range=self._is_unit_range(value),
                 joins=self._joins(value, uses.keys()),
@@ -269,6 +295,24 @@ class _Placer:
             for value, found in uses.items()
             if found or value in self.integers
         )
+
+    def _choice(self, value: ir.Value) -> Choice:
+        """The user's settings for a tensor: of the node whose range it has, and of a Relu on it."""
+        owner = self._owner(value)
+        givers: list[ir.Node] = []
+        node = owner.producer()
+        while node is not None:
+            givers.append(node)
+            source = node.inputs[0] if node.inputs else None
+            if node not in self.rules or self.rules[node].role is not Role.ABSORBED:
+                break
+            node = source.producer() if source is not None else None
+        return self.choices.of_tensor(owner, givers)
+
+    def _spec(self, value: ir.Value) -> QuantSpec:
+        asked = self._choice(value).symmetric
+        spec = self.target.activation
+        return spec if asked is None else dataclasses.replace(spec, symmetric=asked)
 
     def _owner(self, value: ir.Value) -> ir.Value:
         """The tensor whose range a view passes on (whether the view runs in int8 or not)."""
@@ -301,7 +345,7 @@ class _Placer:
     # weights, constants and biases
 
     def _weights(self) -> tuple[WeightPlacement, ...]:
-        uses: dict[ir.Value, list[tuple[Use, int | None]]] = {}
+        uses: dict[ir.Value, list[tuple[ir.Node, Use, int | None]]] = {}
         constants: dict[ir.Value, list[Use]] = {}
         for node, rule in self.quantized.items():
             if rule.role is Role.CORE:
@@ -309,29 +353,45 @@ class _Placer:
                 assert weight is not None
                 assert weight.const_value is not None
                 axis = rule.weights[0].axis(node, weight.const_value.shape.rank())
-                uses.setdefault(weight, []).append((Use(node.name or "", 1), axis))
+                uses.setdefault(weight, []).append((node, Use(node.name or "", 1), axis))
                 continue
             for i, value in self._quantized_inputs(node, rule):
                 if constant(value) is not None:
                     constants.setdefault(value, []).append(Use(node.name or "", i))
         placed = []
         for weight, found in uses.items():
-            axes = {axis for _, axis in found}
-            axis = axes.pop() if len(axes) == 1 and self.per_channel else None
-            granularity = PerTensor() if axis is None else PerChannel(axis)
+            axes = {axis for _, _, axis in found}
+            granularity = granularity_of(axes, [self.choices.of(node) for node, _, _ in found])
             spec = QuantSpec(INT8, granularity, symmetric=True)
-            readers = tuple(use for use, _ in found)
+            readers = tuple(use for _, use, _ in found)
             placed.append(self._weight(weight, spec, readers, "weight"))
         for value, readers_of in constants.items():
             spec = self.target.activation
             placed.append(self._weight(value, spec, tuple(readers_of), "constant"))
-        return tuple(placed)
+        known = {weight.tensor for weight in placed}
+        return (*placed, *(w for w in self._stored() if w.tensor not in known))
+
+    def _stored(self) -> list[WeightPlacement]:
+        """Weights of nodes that the recipe wants in more than 8 bits: stored so, read as float.
+
+        As Cast and Mul: the session option by which onnxruntime folds a DequantizeLinear at load
+        would undo the int8 part too.
+        """
+        wide = {
+            node.name
+            for node in ir.traversal.RecursiveGraphIterator(self.graph)
+            if (choice := self.choices.of(node)).bits > INT8.bits and choice.left is None
+        }
+        if not wide:
+            return []
+        weights = place_weights(self.prepared, self.choices, "fold").weights
+        return [w for w in weights if w.spec.qtype.bits > INT8.bits]
 
     def _weight(
         self, value: ir.Value, spec: QuantSpec, uses: tuple[Use, ...], kind: str
     ) -> WeightPlacement:
         others = value.is_graph_output() or len(value.uses()) > len(uses)
-        return WeightPlacement(value.name or "", spec, tuple(sorted(uses)), kind, others)
+        return WeightPlacement(value.name or "", spec, tuple(sorted(uses)), "kernel", kind, others)
 
     def _bias(self, node: ir.Node, rule: OpRule) -> ir.Value | None:
         return node.inputs[rule.bias] if rule.bias and len(node.inputs) > rule.bias else None
@@ -404,6 +464,13 @@ def _is_float(node: ir.Node) -> bool:
         return False
     known = [output.dtype for output in node.outputs if output.dtype is not None]
     return not known or any(dtype.is_floating_point() for dtype in known)
+
+
+def _becomes_integer(value: ir.Value) -> bool:
+    """Whether `integer_io` applies: a float32 input that a caller gives, or an output of a node."""
+    if value.dtype != ir.DataType.FLOAT or value.is_initializer():
+        return False
+    return value.is_graph_input() != value.is_graph_output()
 
 
 class _Memo:

@@ -8,7 +8,7 @@ tensor, which serves any use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -23,10 +23,11 @@ from onnxq.placement.existing import (
 from onnxq.plans import Placement, Skip, Use, WeightPlacement
 from onnxq.prepare import Prepared
 from onnxq.prepare.constants import VIEWS
-from onnxq.qtypes import PerChannel, PerTensor, QType, QuantSpec
-from onnxq.selection import Selection
+from onnxq.qtypes import INT8, INT16, Granularity, PerChannel, PerTensor, QuantSpec
+from onnxq.recipe import Encoding
+from onnxq.selection import Choice, Choices
 
-__all__ = ["EMPTY", "NOT_FLOAT32", "OVERRIDABLE", "place_weights"]
+__all__ = ["EMPTY", "NOT_FLOAT32", "OVERRIDABLE", "granularity_of", "place_weights"]
 
 GIVEN = "given as an output"
 # Reasons, the same in both modes
@@ -46,15 +47,12 @@ class _Role:
     axis: int | None
 
 
-def place_weights(
-    prepared: Prepared, selection: Selection, qtype: QType, *, per_channel: bool
-) -> Placement:
-    """Every float32 weight of the op table, symmetric; the rest as skips with reasons.
+def place_weights(prepared: Prepared, choices: Choices, encoding: Encoding) -> Placement:
+    """Every float32 weight of the op table; the rest as skips with reasons.
 
     Raises ModelError for a model that is quantized already.
     """
     check_something_is_float(prepared, static=False)
-    reasons = selection.reasons(prepared)
     placed: list[WeightPlacement] = []
     skips: list[Skip] = []
     for value in initializers(prepared.ir):
@@ -64,15 +62,16 @@ def place_weights(
         if all(reads_integers(node) for node, _ in value.uses()):
             continue  # a scale
         roles, others = _roles(value)
-        reason = _why_not(value, tensor, roles, others, reasons)
+        chosen = [choices.of(role.node) for role in roles]
+        reason = _why_not(value, tensor, others, chosen)
         name = value.name or ""
         if reason is None:
-            axes = {role.axis for role in roles}
-            axis = axes.pop() if len(axes) == 1 and per_channel else None
-            granularity = PerTensor() if axis is None else PerChannel(axis)
             uses = tuple(sorted(Use(node.name or "", i) for node, i in value.uses()))
-            spec = QuantSpec(qtype, granularity, symmetric=True)
-            placed.append(WeightPlacement(name, spec, uses, roles[0].kind))
+            qtype = INT8 if max(choice.bits for choice in chosen) == 8 else INT16
+            symmetric = all(choice.symmetric is not False for choice in chosen)
+            granularity = granularity_of({role.axis for role in roles}, chosen)
+            spec = QuantSpec(qtype, granularity, symmetric)
+            placed.append(WeightPlacement(name, spec, uses, encoding, roles[0].kind))
         else:
             user = (roles[0].node if roles else next(iter(value.uses()))[0]).op_type
             skips.append(Skip("tensor", name, user, reason, tensor.nbytes))
@@ -91,13 +90,9 @@ def _integer_nodes(prepared: Prepared) -> list[Skip]:
 
 
 def _why_not(
-    value: ir.Value,
-    tensor: ir.TensorProtocol,
-    roles: list[_Role],
-    others: list[str],
-    reasons: Mapping[str, str],
+    value: ir.Value, tensor: ir.TensorProtocol, others: list[str], chosen: list[Choice]
 ) -> str | None:
-    if not roles:
+    if not chosen:
         return f"{others[0]}: not a weight that dynamic mode covers"
     if tensor.dtype != ir.DataType.FLOAT:
         return NOT_FLOAT32.format(tensor.dtype.name.lower())
@@ -107,8 +102,15 @@ def _why_not(
         return OVERRIDABLE
     if value.is_graph_output() or GIVEN in others:
         return "it is also a graph output"
-    chosen = [reasons.get(role.node.name or "") for role in roles]
-    return next((reason for reason in chosen if reason), None)
+    return next((choice.left for choice in chosen if choice.left), None)
+
+
+def granularity_of(axes: set[int | None], chosen: Sequence[Choice]) -> Granularity:
+    """Per channel if all the uses of a weight agree on the axis and none wants one scale."""
+    axis = next(iter(axes)) if len(axes) == 1 else None
+    if axis is None or any(choice.granularity == "tensor" for choice in chosen):
+        return PerTensor()
+    return PerChannel(axis)
 
 
 def _roles(value: ir.Value) -> tuple[list[_Role], list[str]]:

@@ -1,0 +1,165 @@
+"""The commands that quantize: dynamic, static, calibrate, recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from onnxq.cli.options import (
+    Json,
+    Mode,
+    Model,
+    Output,
+    Settings,
+    dynamic_options,
+    image_options,
+    recipe_of,
+    static_options,
+    takes,
+)
+from onnxq.cli.show import console, print_json, print_report, progress_bar
+from onnxq.errors import OptionError
+
+__all__ = ["calibrate", "dynamic", "export", "recipe", "static", "to"]
+
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", help="Also write what was done to this file, as JSON.")
+]
+
+
+@takes(dynamic_options)
+def dynamic(
+    model: Model,
+    output: Output,
+    settings: Settings,
+    test_model: Annotated[
+        Path | None, typer.Option(help="Also write a float model with the rounded weights.")
+    ] = None,
+    report: ReportFile = None,
+    json: Json = False,
+) -> None:
+    """Store weights as INT8 or INT16: 1/4 or 1/2 of the size. Needs no data."""
+    recipe = recipe_of(settings, "dynamic")
+    from onnxq.api import quantize
+
+    done = quantize(model, output, recipe, test_model=test_model, report=report)
+    print_report(done, as_json=json)
+
+
+@takes(static_options, image_options)
+def static(
+    model: Model,
+    output: Output,
+    settings: Settings,
+    report: ReportFile = None,
+    json: Json = False,
+) -> None:
+    """Quantize weights and activations to INT8, with ranges from samples."""
+    recipe = recipe_of(settings, "static")
+    from onnxq.api import quantize
+
+    with progress_bar("calibrating") as progress:
+        done = quantize(model, output, recipe, report=report, progress=progress)
+    print_report(done, as_json=json)
+
+
+@takes(static_options, image_options)
+def calibrate(model: Model, output: Output, settings: Settings, json: Json = False) -> None:
+    """Collect statistics once, for any method and any target of `static --statistics`."""
+    if settings["statistics"] is not None:
+        raise OptionError("calibrate makes statistics: give it --data, not --statistics")
+    recipe = recipe_of(settings, "static")
+    from onnxq.api import calibrate as collect
+    from onnxq.files import check_writable
+    from onnxq.recipe import StaticRecipe
+
+    assert isinstance(recipe, StaticRecipe)
+    check_writable(output)
+    with progress_bar("calibrating") as progress:
+        calibration = collect(model, recipe=recipe, progress=progress)
+    calibration.save(output)
+    figures = {
+        "output": str(output),
+        "samples": calibration.samples,
+        "tensors": len(calibration.tensors),
+    }
+    if json:
+        print_json(figures)
+    else:
+        console.print(
+            f"{escape(str(output))}: statistics of {len(calibration.tensors)} tensors over "
+            f"{calibration.samples} samples"
+        )
+
+
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="KEY=VALUE", help="An option of the converter's own."),
+]
+
+
+def export(
+    model: Annotated[
+        Path, typer.Argument(help="A model of another framework.", show_default=False)
+    ],
+    output: Output,
+    converter: Annotated[
+        str | None, typer.Option(help="Its name; default: the one that takes the model.")
+    ] = None,
+    option: Options = None,
+) -> None:
+    """Convert a model of another framework to ONNX. The other commands do so by themselves."""
+    from onnxq.api import export as convert
+
+    name = convert(model, output, converter=converter, options=_key_values(option))
+    console.print(f"{escape(str(output))}: converted by {name}")
+
+
+def to(
+    framework: Annotated[str, typer.Argument(help="Name of a converter.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="An ONNX model.", show_default=False)],
+    output: Output,
+    option: Options = None,
+) -> None:
+    """Write an ONNX model in another framework's format."""
+    from onnxq.converters import from_onnx
+
+    from_onnx(model, output, name=framework, options=_key_values(option))
+    console.print(f"{escape(str(output))}: written by {framework}")
+
+
+def _key_values(options: list[str] | None) -> dict[str, str]:
+    found = {}
+    for option in options or ():
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise OptionError(f"--option takes KEY=VALUE, got {option!r}")
+        found[key] = value
+    return found
+
+
+@takes(static_options, dynamic_options, image_options)
+def recipe(
+    settings: Settings,
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="Check the patterns against this model.", show_default=False),
+    ] = None,
+    mode: Annotated[Mode, typer.Option(help="Which of the two.")] = Mode.STATIC,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON in place of TOML.")] = False,
+) -> None:
+    """Print the recipe that a call with these options follows, to be saved and run again."""
+    effective = recipe_of(settings, mode.value).effective()
+    from onnxq.recipe_file import recipe_to_dict, recipe_to_toml
+
+    if model is not None:
+        from onnxq.planning import check_patterns
+
+        check_patterns(model, effective)
+    if json:
+        print_json(recipe_to_dict(effective))
+    else:
+        typer.echo(recipe_to_toml(effective), nl=False)

@@ -1,0 +1,224 @@
+"""Recipes: all that can be asked of a quantization, as frozen values.
+
+`DynamicRecipe` and `StaticRecipe` hold what the options of `quantize_dynamic` and `quantize_static`
+say, and `rules` for single nodes. `recipe_file.py` reads and writes them as TOML and JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from onnxq.errors import OptionError
+from onnxq.images import ImageOptions
+from onnxq.numerics.ranges import METHODS
+from onnxq.targets import TARGETS, target_of
+
+__all__ = [
+    "DEFAULT_METHOD",
+    "DynamicRecipe",
+    "Encoding",
+    "Granularity",
+    "MethodOptions",
+    "Recipe",
+    "Rule",
+    "StaticRecipe",
+]
+
+Granularity = Literal["channel", "tensor"]
+Encoding = Literal["qdq", "fold"]
+
+DEFAULT_METHOD = "mse"
+BITS = (8, 16)
+GRANULARITIES = ("channel", "tensor")
+ENCODINGS = ("qdq", "fold")
+# What a rule may set in each mode; the rest means nothing there
+STATIC_ONLY = ("method", "percentile")
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """The calibration method and its own parameter.
+
+    percentile: for `hist` and `percentile`; a share (0.9999) or percent (99.99).
+    """
+
+    method: str = DEFAULT_METHOD
+    percentile: float = 0.9999
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+        if not (0.5 < self.percentile <= 1.0 or 50.0 < self.percentile <= 100.0):
+            raise OptionError(
+                f"percentile {self.percentile:g} is out of range: give a share above 0.5 and up to "
+                "1 (0.9999) or percent above 50 and up to 100 (99.99)"
+            )
+
+    @property
+    def share(self) -> float:
+        return self.percentile / 100 if self.percentile > 1.0 else self.percentile
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is asked of the nodes that match; None leaves a setting as it is.
+
+    nodes: glob patterns for names of nodes, of the tensors they give or of the weights they read.
+    ops: op types. With both, both have to match.
+
+    leave_float: True keeps the nodes float, False quantizes them although something before this
+        rule left them out.
+    bits: of the weights. 16 in static mode stores them as INT16 and calculates in float, as no
+        target has kernels for 16 bits.
+    granularity: one scale a channel or a tensor, of the weights.
+    symmetric: in dynamic mode of the weights, in static mode of the tensors that the nodes give.
+    method, percentile: in static mode, for the range of the tensors that the nodes give (or of a
+        graph input whose name matches).
+    """
+
+    nodes: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
+    leave_float: bool | None = None
+    bits: int | None = None
+    granularity: Granularity | None = None
+    symmetric: bool | None = None
+    method: str | None = None
+    percentile: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.nodes and not self.ops:
+            raise OptionError(f"{self.label} matches nothing: give it nodes or ops")
+        if not self.settings:
+            names = [f.name for f in dataclasses.fields(self)][2:]
+            raise OptionError(f"{self.label} sets nothing: give it one of {', '.join(names)}")
+        if self.bits is not None:
+            check_choice(f"{self.label}: bits", self.bits, BITS)
+        if self.granularity is not None:
+            check_choice(f"{self.label}: granularity", self.granularity, GRANULARITIES)
+        MethodOptions(self.method or DEFAULT_METHOD, self.percentile or 0.9999)
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of what it sets."""
+        names = [f.name for f in dataclasses.fields(self)][2:]
+        return [name for name in names if getattr(self, name) is not None]
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"rule for {', '.join([*self.nodes, *self.ops]) or 'nothing'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """What both modes have: which nodes, and rules for some of them."""
+
+    granularity: Granularity = "channel"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    include_ops: tuple[str, ...] = ()
+    exclude_ops: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("granularity", self.granularity, GRANULARITIES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicRecipe(_Common):
+    """Weights become integers, activations stay float; fields as in `quantize_dynamic`."""
+
+    mode: ClassVar[Literal["dynamic"]] = "dynamic"
+
+    bits: int = 8
+    symmetric: bool = True
+    encoding: Encoding = "qdq"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("bits", self.bits, BITS)
+        check_choice("encoding", self.encoding, ENCODINGS)
+        for rule in self.rules:
+            wrong = [name for name in rule.settings if name in STATIC_ONLY]
+            if wrong:
+                raise OptionError(
+                    f"{rule.label}: {wrong[0]} is for ranges of activations, which dynamic mode "
+                    "leaves float; use static mode"
+                )
+
+    @property
+    def widest(self) -> int:
+        """The most bits that it asks for."""
+        return max([self.bits, *(rule.bits for rule in self.rules if rule.bits)])
+
+    @property
+    def narrowest(self) -> int:
+        """The fewest bits that it asks for."""
+        return min([self.bits, *(rule.bits for rule in self.rules if rule.bits)])
+
+    def effective(self) -> DynamicRecipe:
+        """Itself: nothing depends on the machine."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticRecipe(_Common):
+    """Weights and activations in 8 bits; fields as in `quantize_static`.
+
+    target: None for onnxruntime on this machine's kind of processor.
+    symmetric: of activations; None for the target's own choice.
+    data, statistics: paths, from where the command was run; a call's own `data` or `statistics`
+        argument goes before them.
+    """
+
+    mode: ClassVar[Literal["static"]] = "static"
+
+    target: str | None = None
+    method: str = DEFAULT_METHOD
+    percentile: float = 0.9999
+    symmetric: bool | None = None
+    integer_io: bool = False
+    data: str | None = None
+    statistics: str | None = None
+    samples: int | None = None
+    batch_size: int = 1
+    verify: bool = True
+    images: ImageOptions | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        MethodOptions(self.method, self.percentile)
+        target = target_of(self.target)
+        for name in ("samples", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} must be at least 1, got {value}")
+        asked = [self.symmetric, *(rule.symmetric for rule in self.rules)]
+        if target.activation.symmetric and False in asked:
+            raise OptionError(
+                f"target {target.name} runs symmetric activations only: leave out symmetric = "
+                f"false, or choose one of {', '.join(_asymmetric())}"
+            )
+
+    @property
+    def method_options(self) -> MethodOptions:
+        return MethodOptions(self.method, self.percentile)
+
+    def effective(self) -> StaticRecipe:
+        """The same with the target spelled out, so that it means the same on any machine."""
+        return dataclasses.replace(self, target=target_of(self.target).name)
+
+
+Recipe = DynamicRecipe | StaticRecipe
+
+
+def _asymmetric() -> list[str]:
+    return [target.name for target in TARGETS.values() if not target.activation.symmetric]
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raises OptionError, which lists the choices, if the value is none of them."""
+    if value not in choices:
+        raise OptionError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")

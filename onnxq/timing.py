@@ -1,0 +1,59 @@
+"""Timing several things in one run, in turn, so that what slows the machine hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.qtypes import Float64Array
+
+__all__ = ["Spread", "interleaved"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median of some figures, with the borders that a tenth of them lies below and above."""
+
+    median: float
+    p10: float
+    p90: float
+
+    @staticmethod
+    def of(figures: Float64Array) -> Spread:
+        p10, median, p90 = np.quantile(figures, (0.1, 0.5, 0.9))
+        return Spread(float(median), float(p10), float(p90))
+
+
+def interleaved(
+    calls: Sequence[Callable[[], object]],
+    *,
+    rounds: int,
+    seconds: float,
+    settle: int = 1,
+    burst: int = 3,
+) -> Float64Array:
+    """Seconds of each call, [rounds, calls, burst]; every second round goes backwards.
+
+    rounds: at least so many; more until `seconds` have passed. In its turn each call is made
+    `settle` times that do not count, since the caches are still full of the other's weights and the
+    other's threads may still be awake, and then `burst` times. One more round does not count.
+    """
+    order = list(range(len(calls)))
+    taken: list[list[list[float]]] = []
+    start = time.perf_counter()
+    while len(taken) < 1 + rounds or time.perf_counter() - start < seconds:
+        row: list[list[float]] = [[] for _ in calls]
+        for i in order:
+            for _ in range(settle):
+                calls[i]()
+            for _ in range(burst):
+                begin = time.perf_counter()
+                result = calls[i]()
+                row[i].append(time.perf_counter() - begin)
+                del result  # closing a session is not part of opening it
+        taken.append(row)
+        order.reverse()
+    return np.array(taken[1:], np.float64)
