@@ -160,6 +160,45 @@ def test_shape_of_input_not_declared(tmp_path: Path) -> None:
         assert_close(model, path, feeds, mode)
 
 
+def test_input_of_rank_1_is_one_sample_however_long() -> None:
+    model = build("(float[K] x) => (float[4] y) { y = MatMul(x, w1) }", {"w1": w(8, 4)})
+    feeds = [{"x": normal(8, seed=i)} for i in range(4)]
+    for given in (feeds, iter(feeds)):
+        assert ops(onnxq.quantize_static(model, None, given))["QuantizeLinear"] == 1
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_bfloat16_input(spooled: bool) -> None:
+    model = build(
+        "(bfloat16[N,8] x) => (float[N,4] y) { f = Cast<to=1>(x) y = MatMul(f, w1) }",
+        {"w1": w(8, 4)},
+    )
+    bfloat16 = helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+    feeds = [{"x": normal(2, 8, seed=i).astype(bfloat16)} for i in range(4)]
+    result = onnxq.quantize_static(model, None, iter(feeds) if spooled else feeds)
+    assert ops(result)["QuantizeLinear"] == 1
+
+
+def test_outputs_that_cannot_be_compared(tmp_path: Path) -> None:
+    model = build(
+        "(float[2,8] x) => (float[2,4] y, seq(float[n,4]) s) { y = MatMul(x, w1)"
+        " s = SplitToSequence<axis=0>(y, sizes) }",
+        {"w1": w(8, 4), "sizes": np.array(1)},
+    )
+    report, _ = quantize(model, [rows(i) for i in range(8)], "static", tmp_path)
+    assert report.verification is not None
+    assert [output.output for output in report.verification.outputs] == ["y"]
+
+
+def test_float_model_that_does_not_load_is_not_verified(tmp_path: Path) -> None:
+    model = build(f"{_ROWS} {{ a = MatMul(x, w1) y = Relu(a) }}", {"w1": w(8, 4)})
+    for node in model.graph.node:  # which onnxruntime refuses, and onnxq puts right
+        node.name = "same"
+    report, _ = quantize(model, [rows(i) for i in range(8)], "static", tmp_path)
+    assert report.verification is None
+    assert any(n.startswith("not verified: onnxruntime cannot load") for n in report.notes)
+
+
 # real ones
 
 
