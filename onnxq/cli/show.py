@@ -66,6 +66,11 @@ def print_report(report: Report, *, as_json: bool) -> None:
         held = "held-out samples" if report.verification.independent else "sample"
         console.print(f"verified on {report.verification.samples} {held}:")
         print_outputs(report.verification.outputs)
+        if report.verification.unfused:
+            console.print(
+                f"{report.verification.unfused} QuantizeLinear and DequantizeLinear did not fuse: "
+                "`onnxq benchmark` says why, and what they cost"
+            )
     for note in report.notes:
         console.print(f"note: {escape(note)}")
 
