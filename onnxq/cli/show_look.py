@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from onnxq.cli.show import console, size
+from onnxq.cli.terminal import console, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
