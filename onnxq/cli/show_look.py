@@ -109,8 +109,8 @@ def print_outputs(outputs: Sequence[OutputComparison]) -> None:
 def _print_labels(found: LabelComparison) -> None:
     low, high = found.interval
     console.print(
-        f"top-1 {found.top1[0]:.2%} -> {found.top1[1]:.2%}, difference {found.difference:+.2%} "
-        f"(95 % interval {low:+.2%} to {high:+.2%}), {found.samples} labels"
+        f"top-1 {found.top1[0]:.2%} -> {found.top1[1]:.2%}, difference {100 * found.difference:+.2f} points "
+        f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}), {found.samples} labels"
     )
     if found.top5 is not None:
         console.print(f"top-5 {found.top5[0]:.2%} -> {found.top5[1]:.2%}")
