@@ -107,10 +107,11 @@ def print_outputs(outputs: Sequence[OutputComparison]) -> None:
 
 
 def _print_labels(found: LabelComparison) -> None:
-    low, high = found.interval
+    before, after = found.top1
+    points = [f"{100 * share:+.2f}" for share in (found.difference, *found.interval)]
     console.print(
-        f"top-1 {found.top1[0]:.2%} -> {found.top1[1]:.2%}, difference {100 * found.difference:+.2f} points "
-        f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}), {found.samples} labels"
+        f"top-1 {before:.2%} -> {after:.2%}, difference {points[0]} points "
+        f"(95 % interval {points[1]} to {points[2]}), {found.samples} labels"
     )
     if found.top5 is not None:
         console.print(f"top-5 {found.top5[0]:.2%} -> {found.top5[1]:.2%}")
