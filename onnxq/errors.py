@@ -19,6 +19,7 @@ __all__ = [
     "OnnxqError",
     "OptionError",
     "OutputError",
+    "one_line",
 ]
 
 
@@ -52,3 +53,9 @@ class CalibrationError(OnnxqError):
 
 class OutputError(OnnxqError):
     """The result could not be written; what was at the output path is as it was."""
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an exception in one line, without onnxruntime's own prefix."""
+    text = " ".join(str(error).split())
+    return text.removeprefix("[ONNXRuntimeError] : ")

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from onnxq.errors import one_line
 from onnxq.qtypes import Array
 
 __all__ = [
@@ -142,11 +143,6 @@ def run_once(model: ir.Model) -> list[Array]:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     with session(model, options) as active:
         return run(active, {})
-
-
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text.removeprefix("[ONNXRuntimeError] : ")
 
 
 _STATE = ort.capi.onnxruntime_pybind11_state

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, one_line
 
 __all__ = ["check_structure", "graph_of_proto", "silent"]
 
@@ -48,8 +48,7 @@ def graph_of_proto(proto: onnx.ModelProto, label: str) -> ir.Model:
             cause = cause.__cause__
         if isinstance(cause, NotImplementedError) and "parse" in str(cause):
             raise ModelError(f"{label}: a constant {SPARSE}") from error
-        reason = " ".join(str(cause).split())
-        raise ModelError(f"{label}: not a valid ONNX graph: {reason}") from error
+        raise ModelError(f"{label}: not a valid ONNX graph: {one_line(cause)}") from error
 
 
 def check_structure(model: ir.Model, label: str) -> None:

@@ -10,9 +10,8 @@ import onnx.inliner
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, one_line
 from onnxq.prepare.through_onnx import through_onnx
-from onnxq.runtime import one_line
 
 __all__ = ["inline_functions"]
 

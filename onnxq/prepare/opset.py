@@ -14,9 +14,8 @@ import onnx
 import onnx.version_converter
 import onnx_ir as ir
 
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, one_line
 from onnxq.prepare.through_onnx import through_onnx
-from onnxq.runtime import one_line
 
 __all__ = ["ir_version_for", "raise_opset"]
 
