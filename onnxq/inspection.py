@@ -13,18 +13,12 @@ import onnx_ir as ir
 from onnxq.errors import ModelError
 from onnxq.model import ModelLike, SourceModel, initializers, load
 from onnxq.pipeline import place, prepare_for
+from onnxq.placement.existing import signs
 from onnxq.plans import Placement
 from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.session import metadata_of
 
 __all__ = ["Inspection", "Potential", "Tensor", "inspect"]
-
-# Ops that are quantization, or calculate on integers in place of float
-QUANTIZED_OPS = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
-    | {"MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
-    | {"QGemm", "QAttention", "QEmbedLayerNormalization"}
-)
 
 
 @dataclass(frozen=True)
@@ -90,8 +84,6 @@ def inspect(model: ModelLike) -> Inspection:
     source = load(model)
     nodes = list(ir.traversal.RecursiveGraphIterator(source.ir.graph))
     ops = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in nodes)
-    plain = Counter(n.op_type for n in nodes)
-    found = {op: k for op, k in plain.items() if op in QUANTIZED_OPS or op.startswith("QLinear")}
     weights = sorted(_weights(source, nodes), key=lambda w: (-(w.bytes or 0), w.name))
     by_type: Counter[str] = Counter()
     for weight in weights:
@@ -109,7 +101,7 @@ def inspect(model: ModelLike) -> Inspection:
         outputs=tuple(map(_tensor, source.ir.graph.outputs)),
         weights=tuple(weights),
         weight_bytes=dict(sorted(by_type.items())),
-        quantized=dict(sorted(found.items())),
+        quantized=signs(nodes),
         written_by_onnxq=metadata_of(source.ir.metadata_props),
         dynamic=_potential(source, DynamicRecipe()),
         static=_potential(source, StaticRecipe()),

@@ -1,7 +1,10 @@
 """Place: which tensors get quantized at which of their uses, and why the rest does not.
 
 weights.py   dynamic mode: every constant weight of the op table, wherever it sits
-static.py    static mode: what runs in int8 on a target
+nodes.py     static mode: which nodes run in int8 on a target
+static.py    static mode: the tensors that get parameters with them
+existing.py  what is quantized in the model already
+fused.py     groups of nodes that stay float as a whole
 """
 
 from onnxq.placement.static import place_static

@@ -11,6 +11,7 @@ A weighted node with a float weight is what there is left to quantize, wherever 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
@@ -20,7 +21,13 @@ from onnxq.optable import Role, rule_of
 from onnxq.prepare import Prepared
 from onnxq.prepare.constants import VIEWS, is_stored_integer
 
-__all__ = ["already_quantized", "check_something_is_float", "is_quantize", "reads_integers"]
+__all__ = [
+    "already_quantized",
+    "check_something_is_float",
+    "is_quantize",
+    "reads_integers",
+    "signs",
+]
 
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 INTEGER_OPS = frozenset(
@@ -44,14 +51,20 @@ def already_quantized(prepared: Prepared) -> dict[str, str]:
 def check_something_is_float(prepared: Prepared, *, static: bool) -> None:
     """Raises ModelError for a model that is quantized as far as the mode could quantize it."""
     nodes = list(ir.traversal.RecursiveGraphIterator(prepared.ir.graph))
-    found = Counter(_kind(node) for node in nodes if _kind(node))
+    found = signs(nodes)
     if not found or any(_has_float_weight(node, static=static) for node in nodes):
         return
-    listed = ", ".join(f"{count} {kind}" for kind, count in sorted(found.items()))
+    listed = ", ".join(f"{count} {kind}" for kind, count in found.items())
     raise ModelError(
         f"{prepared.label}: it is quantized already ({listed}) and has no float weight left "
         "to quantize; quantize the float model it was made from"
     )
+
+
+def signs(nodes: Iterable[ir.Node]) -> dict[str, int]:
+    """How often each sign that a model is quantized occurs; empty for a float model."""
+    found = Counter(kind for node in nodes if (kind := _kind(node)))
+    return dict(sorted(found.items()))
 
 
 def _reason(node: ir.Node) -> str | None:
