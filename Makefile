@@ -26,7 +26,7 @@ unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --quiet --site-dir "$(abspath $(SITE))"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir "$(abspath $(SITE))"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
