@@ -1,8 +1,8 @@
 """How the docstrings of this project are laid out in the generated reference.
 
-They describe a parameter or a field as `name: text`, several names as `one, other: text`, a function
-of a protocol as `name(x) -> bool: text`, and a short description may follow another on its line. Here
-each becomes an item of a list; all other lines stay as they are.
+They describe a parameter or a field as `name: text`, several names as `one, other: text`, a
+function of a protocol as `name(x) -> bool: text`, and a short description may follow another on its
+line. Here each becomes an item of a list; all other lines stay as they are.
 """
 
 from __future__ import annotations
