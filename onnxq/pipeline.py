@@ -18,7 +18,7 @@ from onnxq._version import __version__
 from onnxq.calibration import Calibration
 from onnxq.collect import Progress, fingerprint, request_of
 from onnxq.collect import calibrate as run_calibration
-from onnxq.errors import OptionError
+from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_writable, write_atomically
 from onnxq.improve import improve
 from onnxq.model import ModelLike, SourceModel, initializers, load
@@ -158,8 +158,16 @@ def run(call: Call) -> Report | onnx.ModelProto:
         seconds=clock.laps,
     )
     if call.report is not None:
-        write_atomically(call.report, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+        _write_report(report, call.report)
     return report if proto is None else proto
+
+
+def _write_report(report: Report, path: Path) -> None:
+    try:
+        write_atomically(path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    except OutputError as error:
+        done = f"; the model itself is complete, in {report.output}" if report.output else ""
+        raise OutputError(f"{error}{done}") from error
 
 
 def _check_data(

@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from onnxq.comparison import OutputComparison, compare_outputs
 from onnxq.errors import ModelError
+from onnxq.fusion import stray_nodes
 from onnxq.model import SourceModel
 from onnxq.runner import open_runner
 from onnxq.runtime import RuntimeFailureError, one_line, run, session
@@ -73,11 +74,14 @@ class Verification:
     """The quantized model against the float one, in onnxruntime on this machine.
 
     samples: how many both ran on. independent: nothing was fitted to them.
+    unfused: QuantizeLinear and DequantizeLinear that onnxruntime runs as they are, for which
+        `benchmark` gives reasons; None for a model that was not written to a file.
     """
 
     samples: int
     independent: bool
     outputs: tuple[OutputComparison, ...]
+    unfused: int | None
 
     @property
     def notes(self) -> list[str]:
@@ -106,7 +110,8 @@ def verify(
             outputs, _ = compare_outputs(reference, quantized, samples, note=NOTHING_WRITTEN)
     except RuntimeFailureError as error:
         raise ModelError(f"{source.label}: onnxruntime cannot load it: {error}") from error
-    return Verification(len(samples), independent, tuple(outputs))
+    unfused = len(stray_nodes(result)) if isinstance(result, Path) else None
+    return Verification(len(samples), independent, tuple(outputs), unfused)
 
 
 def latencies(

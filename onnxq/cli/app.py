@@ -12,7 +12,7 @@ from rich.markup import escape
 from onnxq import __version__
 from onnxq.cli import looking, quantizing
 from onnxq.cli.options import Json
-from onnxq.cli.show import console, print_json
+from onnxq.cli.terminal import console, print_json
 from onnxq.errors import OnnxqError
 
 __all__ = ["run"]

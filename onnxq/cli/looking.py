@@ -20,7 +20,7 @@ from onnxq.cli.options import (
     static_options,
     takes,
 )
-from onnxq.cli.show import console, print_json, progress_bar
+from onnxq.cli.terminal import console, print_json, progress_bar
 
 __all__ = ["benchmark", "compare", "inspect", "plan"]
 

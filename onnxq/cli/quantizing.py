@@ -20,7 +20,8 @@ from onnxq.cli.options import (
     static_options,
     takes,
 )
-from onnxq.cli.show import console, print_json, print_report, progress_bar
+from onnxq.cli.show_report import print_report
+from onnxq.cli.terminal import console, print_json, progress_bar
 from onnxq.errors import OptionError
 
 __all__ = ["calibrate", "dynamic", "export", "recipe", "static", "to"]

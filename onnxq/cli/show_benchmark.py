@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxq.cli.show import size
+from onnxq.cli.terminal import size
 
 if TYPE_CHECKING:
     from onnxq.benchmarking import BenchmarkReport

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from onnxq.cli.show import console, size
+from onnxq.cli.terminal import console, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,10 +107,11 @@ def print_outputs(outputs: Sequence[OutputComparison]) -> None:
 
 
 def _print_labels(found: LabelComparison) -> None:
-    low, high = found.interval
+    before, after = found.top1
+    points = [f"{100 * share:+.2f}" for share in (found.difference, *found.interval)]
     console.print(
-        f"top-1 {found.top1[0]:.2%} -> {found.top1[1]:.2%}, difference {found.difference:+.2%} "
-        f"(95 % interval {low:+.2%} to {high:+.2%}), {found.samples} labels"
+        f"top-1 {before:.2%} -> {after:.2%}, difference {points[0]} points "
+        f"(95 % interval {points[1]} to {points[2]}), {found.samples} labels"
     )
     if found.top5 is not None:
         console.print(f"top-5 {found.top5[0]:.2%} -> {found.top5[1]:.2%}")

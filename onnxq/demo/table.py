@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from onnxq.cli.show import console, size
+from onnxq.cli.terminal import console, size
 from onnxq.demo import DemoRow
 
 __all__ = ["print_demo"]

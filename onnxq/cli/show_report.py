@@ -1,43 +1,21 @@
-"""How results are printed."""
+"""How the report of a quantization is printed."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
+
+from onnxq.cli.show_look import print_outputs
+from onnxq.cli.terminal import console, print_json, size
 
 if TYPE_CHECKING:
     from onnxq.report import Report
 
-__all__ = ["console", "print_json", "print_report", "progress_bar", "size"]
+__all__ = ["print_report"]
 
-# What goes into a file or a pipe is not folded to the width of a terminal
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 NAMED = 4
-
-
-@contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr while something long runs; nothing if that is not a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on stdout and nothing else."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def print_report(report: Report, *, as_json: bool) -> None:
@@ -61,11 +39,14 @@ def print_report(report: Report, *, as_json: bool) -> None:
         console.print(f"in int8: {counted}")
     _print_skips(report)
     if report.verification is not None:
-        from onnxq.cli.show_look import print_outputs
-
         held = "held-out samples" if report.verification.independent else "sample"
         console.print(f"verified on {report.verification.samples} {held}:")
         print_outputs(report.verification.outputs)
+        if report.verification.unfused:
+            console.print(
+                f"{report.verification.unfused} QuantizeLinear and DequantizeLinear did not fuse: "
+                "`onnxq benchmark` says why, and what they cost"
+            )
     for note in report.notes:
         console.print(f"note: {escape(note)}")
 
@@ -81,14 +62,3 @@ def _print_skips(report: Report) -> None:
     for reason, names in groups.items():
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         console.print(f"  {escape(reason)}: {escape(', '.join(names[:NAMED]))}{more}")
-
-
-def size(count: int | None) -> str:
-    """Bytes in words."""
-    if count is None:
-        return "in memory"
-    if count < 1000:
-        return f"{count} B"
-    if count < 1000_000:
-        return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e6:.2f} MB"
