@@ -89,7 +89,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not self.nodes and not self.ops:
-            raise OptionError(f"{self.label} matches nothing: give it nodes or ops")
+            raise OptionError("a rule matches nothing: give it nodes or ops")
         if not self.settings:
             names = [f.name for f in dataclasses.fields(self)][2:]
             raise OptionError(f"{self.label} sets nothing: give it one of {', '.join(names)}")
@@ -97,7 +97,16 @@ class Rule:
             check_choice(f"{self.label}: bits", self.bits, BITS)
         if self.granularity is not None:
             check_choice(f"{self.label}: granularity", self.granularity, GRANULARITIES)
-        MethodOptions(self.method or DEFAULT_METHOD, self.percentile or 0.9999)
+        self.method_from(MethodOptions())
+
+    def method_from(self, base: MethodOptions) -> MethodOptions:
+        """The method options where this rule applies on top of others."""
+        changes = {
+            name: value
+            for name in ("method", "percentile")
+            if (value := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(base, **changes)
 
     @property
     def settings(self) -> list[str]:
@@ -108,7 +117,8 @@ class Rule:
     @property
     def label(self) -> str:
         """How messages name it."""
-        return f"rule for {', '.join([*self.nodes, *self.ops]) or 'nothing'}"
+        matched = [*self.nodes, *self.ops]
+        return f"rule for {', '.join(matched)}" if matched else "a rule"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +205,8 @@ class StaticRecipe(_Common):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} must be at least 1, got {value}")
+        if self.data is not None and self.statistics is not None:
+            raise OptionError("give either data or statistics, not both")
         asked = [self.symmetric, *(rule.symmetric for rule in self.rules)]
         if target.activation.symmetric and False in asked:
             raise OptionError(

@@ -132,15 +132,12 @@ def _apply(rule: Rule, choice: Choice) -> Choice:
         choice = dataclasses.replace(
             choice, left=f"left float by the {rule.label}" if rule.leave_float else None
         )
-    method = MethodOptions(
-        rule.method or choice.method.method, rule.percentile or choice.method.percentile
-    )
     return dataclasses.replace(
         choice,
         bits=rule.bits or choice.bits,
         granularity=rule.granularity or choice.granularity,
         symmetric=choice.symmetric if rule.symmetric is None else rule.symmetric,
-        method=method,
+        method=rule.method_from(choice.method),
     )
 
 

@@ -114,3 +114,21 @@ def test_demo(tmp_path: Path) -> None:
         assert row["top1"] >= fp32["top1"] - 0.005
     assert int8["bytes"] < 0.28 * fp32["bytes"]
     assert int16["bytes"] < 0.52 * fp32["bytes"]
+
+
+def test_calibrate_takes_no_options_that_it_would_ignore(tmp_path: Path, samples: Path) -> None:
+    done = onnxq("calibrate", DIGITS, "--data", samples, "-o", tmp_path / "s", "--method", "KL")
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_mode_of_a_recipe_file_counts(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('mode = "dynamic"\nbits = 16\n')
+    assert figures("plan", DIGITS, "--recipe", recipe)["recipe"]["bits"] == 16
+    assert figures("recipe", "--recipe", recipe)["mode"] == "dynamic"
+    done = onnxq("plan", DIGITS, "--recipe", recipe, "--mode", "static")
+    assert "a recipe for dynamic mode, not static" in done.stderr
+    done = onnxq("recipe", "--data", "a.npy", "--statistics", "b")
+    assert "either data or statistics" in done.stderr

@@ -230,3 +230,16 @@ def test_sqnr_is_the_formula() -> None:
     same = ErrorSums(centred=False)
     same.add(r, r)
     assert same.sqnr == math.inf
+
+
+def test_the_smallest_negative_number_is_below_zero_whatever_it_is_counted_with() -> None:
+    x = np.array([65536, -1.4e-45], np.float32)
+    parts = []
+    for order in ([x], [x[1:], x[:1]], [x[:1], x[1:]]):
+        builder = HistogramBuilder()
+        for part in order:
+            builder.add(part, float(part.min()), float(part.max()))
+        parts.append(builder.build())
+    for built in parts:
+        assert built.negative.tolist()[:2] == [1, 0]
+        assert built.positive.sum() == 1

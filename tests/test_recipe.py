@@ -142,6 +142,19 @@ def test_mistakes_in_a_file_name_it_and_what_is_valid(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"percentile": 0.0}, {"method": ""}, {"bits": 0}, {"granularity": ""}]
+)
+def test_a_rule_with_an_empty_value_is_a_mistake(settings: Any) -> None:
+    with pytest.raises(onnxq.OptionError, match=f"{next(iter(settings))}|out of range"):
+        Rule(nodes=("a",), **settings)
+
+
+def test_data_and_statistics_exclude_each_other() -> None:
+    with pytest.raises(onnxq.OptionError, match="either data or statistics"):
+        StaticRecipe(data="x.npy", statistics="x.statistics")
+
+
 def test_missing_files_and_other_kinds(tmp_path: Path) -> None:
     with pytest.raises(onnxq.OptionError, match="no such recipe file"):
         load_recipe(tmp_path / "no.toml")
@@ -231,7 +244,9 @@ def test_static_rule_leaves_float_and_the_rest_fuses() -> None:
 def test_static_rule_for_16_bits_stores_int16_and_calculates_in_float() -> None:
     rules = [Rule(nodes=("n_c",), bits=16)]
     plain = onnxq.quantize_static(NET, None, FEEDS, target=X86)
-    model = onnxq.quantize_static(NET, None, FEEDS, target=X86, rules=rules)
+    # symmetric or not is said of activations: integers that are stored are symmetric
+    model = onnxq.quantize_static(NET, None, FEEDS, target=X86, rules=rules, symmetric=False)
+    assert "w2_zero_point" not in weights_of(model)
     found = weights_of(model)
     assert found["w2_q"].dtype == np.int16
     assert found["w1_quantized"].dtype == np.int8

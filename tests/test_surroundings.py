@@ -138,7 +138,8 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path, after: float) -> None:
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # both are 130 to a shell; Python ends by the signal if it was in a library's own Python code
+    assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in stderr
     assert (out / "q.onnx").read_bytes() == OLD
     assert [p.name for p in out.iterdir()] == ["q.onnx"]

@@ -9,13 +9,14 @@ import typer
 
 from onnxq.cli.options import (
     Json,
-    Mode,
     Model,
+    ModeOption,
     Settings,
     dynamic_options,
     image_options,
     images_of,
     recipe_of,
+    sample_options,
     shapes_of,
     static_options,
     takes,
@@ -44,15 +45,15 @@ def inspect(
         print_inspection(found, top)
 
 
-@takes(static_options, dynamic_options, image_options)
+@takes(sample_options, static_options, dynamic_options, image_options)
 def plan(
     model: Model,
     settings: Settings,
-    mode: Annotated[Mode, typer.Option(help="Which of the two.")] = Mode.STATIC,
+    mode: ModeOption = None,
     json: Json = False,
 ) -> None:
     """Tell what would be quantized, where, with which parameters, and why the rest would not."""
-    recipe = recipe_of(settings, mode.value)
+    recipe = recipe_of(settings, mode and mode.value)
     from onnxq.planning import plan as make
 
     made = make(model, recipe)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Json",
-    "Mode",
+    "ModeOption",
     "Model",
     "Output",
     "Settings",
@@ -32,6 +32,7 @@ __all__ = [
     "image_options",
     "images_of",
     "recipe_of",
+    "sample_options",
     "shapes_of",
     "static_options",
     "takes",
@@ -71,6 +72,12 @@ class Mode(StrEnum):
     DYNAMIC, STATIC = "dynamic", "static"
 
 
+ModeOption = Annotated[
+    Mode | None,
+    typer.Option("--mode", help="Default: that of the recipe file, or static."),
+]
+
+
 class Layout(StrEnum):
     NCHW, NHWC = "NCHW", "NHWC"
 
@@ -84,6 +91,12 @@ IMAGES, NODES, RANGES = "Images", "Which nodes", "Ranges and samples"
 Model = Annotated[Path, typer.Argument(help="The float ONNX model.", show_default=False)]
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)
+]
+GranularityOption = Annotated[
+    Granularity | None,
+    typer.Option(
+        "--granularity", help="One scale for each channel of a weight (default), or tensor."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 
@@ -101,10 +114,6 @@ def _common(
         Path | None,
         typer.Option("--recipe", help="A .toml or .json file; other options go before it."),
     ] = None,
-    granularity: Annotated[
-        Granularity | None,
-        typer.Option(help="One scale for each channel of a weight (default), or tensor."),
-    ] = None,
     include: Annotated[
         list[str] | None, _node_option("--include", "PATTERN", "Only nodes whose name matches.")
     ] = None,
@@ -121,7 +130,6 @@ def _common(
 ) -> Settings:
     return {
         "recipe": recipe,
-        "granularity": granularity,
         "include": include or None,
         "exclude": exclude or None,
         "include_ops": include_op or None,
@@ -130,6 +138,7 @@ def _common(
 
 
 def dynamic_options(
+    granularity: GranularityOption = None,
     bits: Annotated[Bits | None, typer.Option(help="Of the stored weights; default 8.")] = None,
     symmetric: Annotated[
         bool | None,
@@ -145,6 +154,7 @@ def dynamic_options(
 ) -> Settings:
     """Settings of dynamic mode; what was not given is None."""
     return {
+        "granularity": granularity,
         "bits": None if bits is None else int(bits.value),
         "symmetric": symmetric,
         "encoding": encoding,
@@ -192,7 +202,7 @@ def image_options(
     return {"images": images or None}
 
 
-def static_options(
+def sample_options(
     data: Annotated[
         str | None,
         typer.Option(
@@ -203,10 +213,6 @@ def static_options(
             rich_help_panel=RANGES,
         ),
     ] = None,
-    statistics: Annotated[
-        Path | None,
-        typer.Option(help="From `onnxq calibrate`, in place of --data.", rich_help_panel=RANGES),
-    ] = None,
     samples: Annotated[
         int | None,
         typer.Option("--samples", min=1, help="Use so many samples.", rich_help_panel=RANGES),
@@ -214,6 +220,17 @@ def static_options(
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", min=1, help="Samples run at once.", rich_help_panel=RANGES),
+    ] = None,
+) -> Settings:
+    """Where samples come from, and how many."""
+    return {"data": data, "samples": samples, "batch_size": batch_size}
+
+
+def static_options(
+    granularity: GranularityOption = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="From `onnxq calibrate`, in place of --data.", rich_help_panel=RANGES),
     ] = None,
     method: Annotated[
         Method | None,
@@ -248,12 +265,10 @@ def static_options(
         ),
     ] = None,
 ) -> Settings:
-    """Settings of static mode but for images; what was not given is None."""
+    """Settings of static mode but for samples and images; what was not given is None."""
     return {
-        "data": data,
+        "granularity": granularity,
         "statistics": None if statistics is None else str(statistics),
-        "samples": samples,
-        "batch_size": batch_size,
         "method": method,
         "percentile": percentile,
         "target": target,
@@ -298,13 +313,17 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(inspect.signature(function, eval_str=True).parameters.values())
 
 
-def recipe_of(settings: Settings, mode: str) -> Recipe:
-    """The recipe of a call: what is given goes before what a recipe file says."""
+def recipe_of(settings: Settings, mode: str | None) -> Recipe:
+    """The recipe of a call: what is given goes before what a recipe file says.
+
+    mode: None for that of the recipe file, or static.
+    """
     from onnxq.recipe_file import read_settings, recipe_from_dict
 
     given = _given(settings)
     path = given.pop("recipe", None)
     base = {} if path is None else read_settings(path)
+    mode = mode or base.get("mode", "static")
     if base.get("mode", mode) != mode:
         raise OptionError(f"{path} is a recipe for {base['mode']} mode, not {mode}")
     for one, other in (("data", "statistics"), ("statistics", "data")):

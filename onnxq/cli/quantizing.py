@@ -10,13 +10,14 @@ from rich.markup import escape
 
 from onnxq.cli.options import (
     Json,
-    Mode,
     Model,
+    ModeOption,
     Output,
     Settings,
     dynamic_options,
     image_options,
     recipe_of,
+    sample_options,
     static_options,
     takes,
 )
@@ -50,7 +51,7 @@ def dynamic(
     print_report(done, as_json=json)
 
 
-@takes(static_options, image_options)
+@takes(sample_options, static_options, image_options)
 def static(
     model: Model,
     output: Output,
@@ -67,11 +68,9 @@ def static(
     print_report(done, as_json=json)
 
 
-@takes(static_options, image_options)
+@takes(sample_options, image_options)
 def calibrate(model: Model, output: Output, settings: Settings, json: Json = False) -> None:
     """Collect statistics once, for any method and any target of `static --statistics`."""
-    if settings["statistics"] is not None:
-        raise OptionError("calibrate makes statistics: give it --data, not --statistics")
     recipe = recipe_of(settings, "static")
     from onnxq.api import calibrate as collect
     from onnxq.files import check_writable
@@ -142,18 +141,18 @@ def _key_values(options: list[str] | None) -> dict[str, str]:
     return found
 
 
-@takes(static_options, dynamic_options, image_options)
+@takes(sample_options, static_options, dynamic_options, image_options)
 def recipe(
     settings: Settings,
     model: Annotated[
         Path | None,
         typer.Argument(help="Check the patterns against this model.", show_default=False),
     ] = None,
-    mode: Annotated[Mode, typer.Option(help="Which of the two.")] = Mode.STATIC,
+    mode: ModeOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON in place of TOML.")] = False,
 ) -> None:
     """Print the recipe that a call with these options follows, to be saved and run again."""
-    effective = recipe_of(settings, mode.value).effective()
+    effective = recipe_of(settings, mode and mode.value).effective()
     from onnxq.recipe_file import recipe_to_dict, recipe_to_toml
 
     if model is not None:

@@ -142,6 +142,10 @@ class HistogramBuilder:
             if minimum < 0.0:
                 np.floor(scaled, out=scaled)
             index = scaled.astype(np.intp)  # truncates, which floors what is not negative
+            if (
+                minimum < 0.0 and scale < 1.0
+            ):  # the smallest numbers may have become 0 by the product
+                index -= (scaled == 0.0) & (flat[start : start + PIECE] < 0.0)
             if offset:
                 index += offset
             np.add.at(self._grid, index, 1)

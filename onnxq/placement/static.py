@@ -190,7 +190,12 @@ class _Placer:
         if not wide:
             return []
         weights = place_weights(self.prepared, self.choices, "fold").weights
-        return [w for w in weights if w.spec.qtype.bits > INT8.bits]
+        return [
+            # `symmetric` is about activations here
+            dataclasses.replace(w, spec=dataclasses.replace(w.spec, symmetric=True))
+            for w in weights
+            if w.spec.qtype.bits > INT8.bits
+        ]
 
     def _weight(
         self, value: ir.Value, spec: QuantSpec, uses: tuple[Use, ...], kind: str
