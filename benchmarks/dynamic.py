@@ -69,7 +69,7 @@ def measure(model: Path, folder: Path) -> list[str]:
 def _file_ratio(report: Report) -> float:
     """The file over what it may have: covered weights with their scales, and the rest of fp32."""
     weights, before = report.weights, report.bytes_before or 0
-    allowed = weights.integers + weights.scales + before - weights.float32
+    allowed = weights.integers + weights.scales + before - weights.floats
     return (report.bytes_after or 0) / allowed
 
 

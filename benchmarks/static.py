@@ -25,7 +25,7 @@ from rich.table import Table
 import onnxq
 from benchmarks.assets import NETWORKS, Images, Network, load_images
 from benchmarks.common import optimized_ops, plain_session
-from onnxq.comparison import compare_outputs
+from onnxq.measure.comparison import compare_outputs
 from onnxq.runner import Runner
 from onnxq.verify import latencies
 

@@ -24,9 +24,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from onnxq.api import calibrate, export, quantize, quantize_dynamic, quantize_static
-    from onnxq.benchmarking import BenchmarkReport, benchmark
     from onnxq.calibration import Calibration
-    from onnxq.comparison import ComparisonReport, compare
+    from onnxq.data.images import ImageOptions
     from onnxq.errors import (
         CalibrationError,
         ConversionError,
@@ -37,8 +36,9 @@ if TYPE_CHECKING:
         OptionError,
         OutputError,
     )
-    from onnxq.images import ImageOptions
     from onnxq.inspection import Inspection, inspect
+    from onnxq.measure.benchmarking import BenchmarkReport, benchmark
+    from onnxq.measure.comparison import ComparisonReport, compare
     from onnxq.planning import PlanReport, plan
     from onnxq.recipe import DynamicRecipe, Recipe, Rule, StaticRecipe
     from onnxq.recipe_file import load_recipe
@@ -46,15 +46,15 @@ if TYPE_CHECKING:
     from onnxq.session import load_session
 
 _HOME = {
-    "BenchmarkReport": "onnxq.benchmarking",
+    "BenchmarkReport": "onnxq.measure.benchmarking",
     "Calibration": "onnxq.calibration",
     "CalibrationError": "onnxq.errors",
-    "ComparisonReport": "onnxq.comparison",
+    "ComparisonReport": "onnxq.measure.comparison",
     "ConversionError": "onnxq.errors",
     "DataError": "onnxq.errors",
     "DynamicRecipe": "onnxq.recipe",
     "ExternalDataError": "onnxq.errors",
-    "ImageOptions": "onnxq.images",
+    "ImageOptions": "onnxq.data.images",
     "Inspection": "onnxq.inspection",
     "ModelError": "onnxq.errors",
     "OnnxqError": "onnxq.errors",
@@ -65,9 +65,9 @@ _HOME = {
     "Report": "onnxq.report",
     "Rule": "onnxq.recipe",
     "StaticRecipe": "onnxq.recipe",
-    "benchmark": "onnxq.benchmarking",
+    "benchmark": "onnxq.measure.benchmarking",
     "calibrate": "onnxq.api",
-    "compare": "onnxq.comparison",
+    "compare": "onnxq.measure.comparison",
     "export": "onnxq.api",
     "inspect": "onnxq.inspection",
     "load_recipe": "onnxq.recipe_file",

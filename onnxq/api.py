@@ -13,9 +13,10 @@ import onnx
 from onnxq.calibration import Calibration
 from onnxq.collect import Progress
 from onnxq.converters import Workspace, to_onnx
+from onnxq.data.images import ImageOptions
+from onnxq.data.samples import DataLike
 from onnxq.errors import ModelError, OptionError
 from onnxq.files import check_writable
-from onnxq.images import ImageOptions
 from onnxq.model import ModelLike, load
 from onnxq.pipeline import Call, PathLike, collect_statistics, run
 from onnxq.recipe import (
@@ -29,7 +30,6 @@ from onnxq.recipe import (
 )
 from onnxq.recipe_file import load_recipe
 from onnxq.report import Report
-from onnxq.samples import DataLike
 from onnxq.save import save
 
 __all__ = ["calibrate", "export", "quantize", "quantize_dynamic", "quantize_static"]
@@ -266,7 +266,7 @@ def quantize_static(
 ) -> Report | onnx.ModelProto:
     """Weights and activations in 8 bits where the target runs them in int8.
 
-    data: samples for the ranges of activations (see `onnxq.samples.open_samples`); unlabelled.
+    data: samples for the ranges of activations (see `onnxq.data.samples.open_samples`); unlabelled.
     samples: how many to calibrate with, None for all. batch_size: how many run at once.
     images: how image files become arrays.
     method: KL, hist (percentile), mse, emd, avg, abs_max or min_max.
@@ -275,7 +275,7 @@ def quantize_static(
         onnxruntime on this machine's kind of processor.
     granularity: of weights. symmetric: of activations; None for the target's choice.
     integer_io: float inputs and outputs become integers; the report says with which parameters.
-    verify: hold some samples back (see `onnxq.split`) and compare both models on them.
+    verify: hold some samples back (see `onnxq.data.split`) and compare both models on them.
     include, exclude, include_ops, exclude_ops, rules: as in `quantize_dynamic`.
     The rest as in `quantize`, errors too.
     """

@@ -20,15 +20,15 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxq.calibration import Calibration
+from onnxq.data.prefetch import prefetched
+from onnxq.data.samples import InputSpec, Samples, input_specs
+from onnxq.data.sources import NOTHING_WRITTEN, source_index
 from onnxq.errors import CalibrationError, DataError, ModelError
 from onnxq.numerics.exact import ExactSum
 from onnxq.numerics.statistics import ChannelMeans, StatisticsBuilder
-from onnxq.prefetch import prefetched
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Array
 from onnxq.runtime import Feed, RuntimeFailureError, foreign_ops, run, session
-from onnxq.samples import InputSpec, Samples, input_specs
-from onnxq.sources import NOTHING_WRITTEN, source_index
 
 __all__ = ["Request", "calibrate", "fingerprint", "request_of"]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from onnxq.calibration import Calibration
+from onnxq.data.samples import Samples
 from onnxq.plans import Plan
 from onnxq.prepare import Prepared
-from onnxq.samples import Samples
 
 __all__ = ["PASSES", "Pass", "improve"]
 

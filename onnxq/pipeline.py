@@ -18,6 +18,8 @@ from onnxq._version import __version__
 from onnxq.calibration import Calibration
 from onnxq.collect import Progress, fingerprint, request_of
 from onnxq.collect import calibrate as run_calibration
+from onnxq.data.samples import DataLike, Samples, Subset, input_specs, open_samples
+from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_writable, write_atomically
 from onnxq.improve import improve
@@ -31,11 +33,9 @@ from onnxq.recipe_file import recipe_to_dict
 from onnxq.report import Report, WeightBytes, nothing_quantized
 from onnxq.rewrite import fake_quantized, rewrite
 from onnxq.runtime import foreign_ops
-from onnxq.samples import DataLike, Samples, Subset, input_specs, open_samples
 from onnxq.save import check_output, save, to_proto
 from onnxq.selection import Choices
 from onnxq.session import METADATA_KEY, integer_io_of, needed_options
-from onnxq.split import Split, samples_to_read, split
 from onnxq.targets import TARGETS, target_of
 from onnxq.verify import Verification, check_result, verify
 
@@ -286,13 +286,12 @@ def _bytes(source: SourceModel) -> int | None:
 
 
 def _weight_bytes(prepared: Prepared, plan: Plan) -> WeightBytes:
-    sizes = {v.name: v.const_value.size for v in initializers(prepared.ir) if v.const_value}
+    tensors = {v.name: v.const_value for v in initializers(prepared.ir) if v.const_value}
     weights = plan.placement.weights
-    elements = sum(sizes[w.tensor] for w in weights)
     return WeightBytes(
         count=len(weights),
-        float32=4 * elements,
-        integers=sum(sizes[w.tensor] * w.spec.qtype.bits // 8 for w in weights),
+        floats=sum(tensors[w.tensor].nbytes for w in weights),
+        integers=sum(tensors[w.tensor].size * w.spec.qtype.bits // 8 for w in weights),
         scales=sum(4 * plan.params[w.tensor].scale.size for w in weights),
     )
 

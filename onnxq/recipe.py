@@ -11,8 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from onnxq.data.images import ImageOptions
 from onnxq.errors import OptionError
-from onnxq.images import ImageOptions
 from onnxq.numerics.ranges import METHODS
 from onnxq.targets import TARGETS, target_of
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxq.comparison import finite
+from onnxq.data.split import Split
+from onnxq.measure.comparison import finite
 from onnxq.plans import Placement, Skip
-from onnxq.split import Split
 from onnxq.verify import Verification
 
 __all__ = ["Report", "WeightBytes", "nothing_quantized"]
@@ -21,16 +21,16 @@ REASONS = 3
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Bytes of the weights that became integers: as float32, and now with their scales."""
+    """Bytes of the weights that became integers: as they were, and now with their scales."""
 
     count: int
-    float32: int
+    floats: int
     integers: int
     scales: int
 
     @property
     def ratio(self) -> float:
-        return (self.integers + self.scales) / self.float32 if self.float32 else 0.0
+        return (self.integers + self.scales) / self.floats if self.floats else 0.0
 
 
 def nothing_quantized(placement: Placement) -> str:

@@ -46,14 +46,14 @@ def fake_quantized(prepared: Prepared, plan: Plan) -> ir.Model:
                 value.const_value = _lazy(
                     name,
                     tensor,
-                    ir.DataType.FLOAT,
+                    tensor.dtype,
                     functools.partial(_round, params=plan.params[name]),
                 )
     return model
 
 
 def _round(x: Array, params: QuantParams) -> Array:
-    return dequantize(quantize(x, params), params)
+    return dequantize(quantize(x, params), params).astype(x.dtype)
 
 
 def _lazy(
@@ -130,6 +130,9 @@ class _Rewriter:
         else:
             explicit = bool(params.zero_point.any())
             nodes = [self._dequantize(graph, q, params, name, explicit=explicit)]
+        if source.dtype != ir.DataType.FLOAT:  # scales and products are float32
+            nodes[-1].outputs[0].name = self._unique(f"{name}_f")
+            nodes.append(ir.node("Cast", nodes[-1].outputs, {"to": int(source.dtype)}))
         nodes[-1].outputs[0].name = name
         value.replace_all_uses_with(nodes[-1].outputs[0])
         graph.insert_before(graph[0], nodes)

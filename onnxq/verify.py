@@ -13,9 +13,12 @@ import onnx
 import onnx.checker
 import onnxruntime as ort
 
-from onnxq.comparison import OutputComparison, compare_outputs
+from onnxq.data.samples import Samples
+from onnxq.data.sources import NOTHING_WRITTEN
 from onnxq.errors import ModelError
-from onnxq.fusion import stray_nodes
+from onnxq.measure.comparison import OutputComparison, compare_outputs
+from onnxq.measure.fusion import stray_nodes
+from onnxq.measure.timing import interleaved
 from onnxq.model import SourceModel
 from onnxq.runner import open_runner
 from onnxq.runtime import (
@@ -28,9 +31,6 @@ from onnxq.runtime import (
     serialized,
     session,
 )
-from onnxq.samples import Samples
-from onnxq.sources import NOTHING_WRITTEN
-from onnxq.timing import interleaved
 
 __all__ = ["Verification", "check_result", "latencies", "verify"]
 

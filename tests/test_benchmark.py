@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 
 import onnxq
-from onnxq.benchmarking import BenchmarkReport, Memory, benchmark, disk_size
 from onnxq.cli.show_benchmark import print_benchmark
 from onnxq.demo import digits_data
-from onnxq.random_feeds import feeds_for
-from onnxq.timing import Spread, interleaved
+from onnxq.measure.benchmarking import BenchmarkReport, Memory, benchmark, disk_size
+from onnxq.measure.random_feeds import feeds_for
+from onnxq.measure.timing import Spread, interleaved
 from tests.models import Array, build, normal, open_session
 
 X86 = "onnxruntime-x86"

@@ -11,11 +11,11 @@ import pytest
 
 import onnxq
 from onnxq.calibration import Calibration
+from onnxq.data.samples import InputSpec, open_samples
 from onnxq.demo import DIGITS, digits_data
 from onnxq.errors import CalibrationError, DataError
 from onnxq.numerics.ranges import METHODS
 from onnxq.qtypes import Array
-from onnxq.samples import InputSpec, open_samples
 from onnxq.targets import TARGETS
 
 IMAGES = digits_data()[0][:12]

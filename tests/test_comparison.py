@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onnxq
-from onnxq.comparison import finite
+from onnxq.data.split import samples_to_read, split
 from onnxq.demo import DIGITS, digits_data
-from onnxq.labels import LabelCounts, load_labels, paired_interval, translate
+from onnxq.measure.comparison import finite
+from onnxq.measure.labels import LabelCounts, load_labels, paired_interval, translate
 from onnxq.numerics.metrics import ErrorSums
-from onnxq.split import samples_to_read, split
 from tests.models import Array, build, normal, run, sqnr
 from tests.models import samples as feeds
 

@@ -17,19 +17,19 @@ import pytest
 import typer
 
 import onnxq
-from onnxq.benchmarking import Memory, ModelFigures
 from onnxq.cli.app import app
-from onnxq.comparison import OutputComparison
-from onnxq.fusion import Stray
-from onnxq.fusion_rules import Reason
-from onnxq.labels import LabelComparison
-from onnxq.layers import LayerComparison
+from onnxq.measure.benchmarking import Memory, ModelFigures
+from onnxq.measure.comparison import OutputComparison
+from onnxq.measure.fusion import Stray
+from onnxq.measure.fusion_rules import Reason
+from onnxq.measure.labels import LabelComparison
+from onnxq.measure.layers import LayerComparison
+from onnxq.measure.profiling import OpTime
+from onnxq.measure.timing import Spread
 from onnxq.numerics.ranges import METHODS
 from onnxq.plans import Skip
-from onnxq.profiling import OpTime
 from onnxq.session import METADATA_KEY, needed_options
 from onnxq.targets import TARGETS
-from onnxq.timing import Spread
 from onnxq.verify import Verification
 from tests.pages import (
     DOCS,

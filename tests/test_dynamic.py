@@ -323,17 +323,16 @@ def test_what_stays_float_is_listed_with_its_reason(tmp_path: Path) -> None:
     )
     report = onnxq.quantize_dynamic(model, tmp_path / "q.onnx", exclude=["n_d"])
     skips = {skip.name: skip for skip in report.skips}
-    assert {w.tensor for w in report.placement.weights} == {"w"}
+    assert {w.tensor for w in report.placement.weights} == {"w", "half"}
     assert "operand of Add" in skips["k"].reason
     assert skips["k"].bytes == 16
     assert "bias of Gemm" in skips["b"].reason
     assert "excluded by pattern 'n_d'" in skips["u"].reason
-    assert "float16" in skips["half"].reason
     assert "graph input" in skips["v"].reason
-    assert report.weights.count == 1
-    assert report.weights.float32 == 96
-    assert report.weights.integers == 24
-    assert report.weights.scales == 16
+    assert report.weights.count == 2
+    assert report.weights.floats == 96 + 18
+    assert report.weights.integers == 24 + 9
+    assert report.weights.scales == 16 + 12
 
 
 def test_load_session_folds_the_weights(tmp_path: Path, digits: Path) -> None:
@@ -461,3 +460,25 @@ def test_real_networks_shrink_and_stay_close(tmp_path: Path, networks: dict[str,
     a = run(network.file, feed)[0]
     b = onnxq.load_session(tmp_path / "q.onnx").run(None, dict(feed))[0]
     assert np.abs(a - b).max() < 0.1 * np.abs(a).max()
+
+
+@pytest.mark.parametrize("encoding", ["qdq", "fold"])
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.02), (16, 2e-3)])
+@pytest.mark.parametrize("kind", ["float16", "double"])
+def test_weights_of_other_floating_point_types(
+    tmp_path: Path, encoding: Any, bits: int, error: float, kind: str
+) -> None:
+    dtype = np.float16 if kind == "float16" else np.float64
+    w: Array = normal(64, 32).astype(dtype)
+    model = build(f"({kind}[N,64] x) => ({kind}[N,32] y) {{ y = MatMul(x, w) }}", {"w": w})
+    path, test = tmp_path / "q.onnx", tmp_path / "test.onnx"
+    report = onnxq.quantize_dynamic(model, path, bits=bits, encoding=encoding, test_model=test)
+    assert report.weights.floats == w.nbytes
+    assert report.weights.ratio == pytest.approx(bits / 8 / dtype().itemsize, rel=0.3)
+    x: Array = normal(4, 64, seed=1).astype(dtype)
+    expected = np.matmul(x, w)
+    (found,), (rounded_result,) = run(path, {"x": x}), run(test, {"x": x})
+    assert found.dtype == dtype
+    assert np.abs(found - expected).max() <= error * np.abs(expected).max()
+    assert np.abs(found - rounded_result).max() <= 2e-3 * np.abs(expected).max()
+    assert weights_of(test)["w"].dtype == dtype

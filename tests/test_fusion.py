@@ -14,9 +14,9 @@ import onnxruntime.quantization as ort_quantization
 import pytest
 
 import onnxq
-from onnxq.fusion import Stray, fusion, stray_nodes
-from onnxq.fusion_rules import Reason
-from onnxq.profiling import read_profile
+from onnxq.measure.fusion import Stray, fusion, stray_nodes
+from onnxq.measure.fusion_rules import Reason
+from onnxq.measure.profiling import read_profile
 from tests.models import Array, Feed, build, normal, samples
 from tests.test_static import NETS
 
@@ -404,8 +404,8 @@ def test_own_models_are_explained(name: str, target: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", NETS)
 def test_no_rule_speaks_against_what_did_fuse(name: str, tmp_path: Path) -> None:
-    from onnxq.fusion_rules import explain
-    from onnxq.optimized import is_dequantize, is_quantize, named, optimized
+    from onnxq.measure.fusion_rules import explain
+    from onnxq.measure.optimized import is_dequantize, is_quantize, named, optimized
 
     path, _ = quantized(name, tmp_path, X86)
     content = named(path)

@@ -14,9 +14,9 @@ from PIL import Image
 
 import onnxq
 from benchmarks import assets
+from onnxq.data.images import ImageOptions, open_images
+from onnxq.data.samples import InputSpec, Samples, Subset, input_specs, labels_of, open_samples
 from onnxq.errors import DataError, OptionError
-from onnxq.images import ImageOptions, open_images
-from onnxq.samples import InputSpec, Samples, Subset, input_specs, labels_of, open_samples
 from tests.models import build, normal
 
 Pixels = npt.NDArray[np.uint8]

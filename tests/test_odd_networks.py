@@ -197,20 +197,20 @@ NETS = {
         " y = Relu(a) }",
         {"w1": _CONVS["w1"].astype(np.float16)},
         lambda i: {"x": images(i)["x"].astype(np.float16)},
-        (),
+        ("w1",),
         {},
-        {"Conv": "float16: only float32"},
-        {"w1": "float16: only float32"},
+        {"Conv": "float16: static mode"},
+        {},
     ),
     "float16 in the middle": Odd(
         f"{_IMAGE} {{ a = Conv{P}(x, w1, b1) r = Relu(a) k = Cast<to=10>(r) d = Conv{P}(k, wh)"
         f" s = Add(d, d) e = Cast<to=1>(s) y = Conv{P}(e, w2) }}",
         {**_CONVS, "wh": w(16, 16, 3, 3).astype(np.float16)},
         images,
-        ("w1", "w2"),
+        ("w1", "w2", "wh"),
         {"Conv": 2},
-        {"Conv": "float16: only float32", "Add": BETWEEN},
-        {"wh": "float16: only float32"},
+        {"Conv": "float16: static mode", "Add": BETWEEN},
+        {},
     ),
     "If with weights of the outer graph": Odd(
         "(float[2,8] x, bool c) => (float[2,4] y) { z = MatMul(x, w1) q = MatMul(x, w2)"

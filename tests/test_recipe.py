@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onnxq
-from onnxq.images import ImageOptions
+from onnxq.data.images import ImageOptions
 from onnxq.numerics.quantize import dequantize, quantize
 from onnxq.numerics.ranges import METHODS
 from onnxq.qtypes import INT8, UINT8, PerTensor, QuantSpec

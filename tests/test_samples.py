@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import onnxq
+from onnxq.data.feeds import Feed
+from onnxq.data.prefetch import AHEAD, WORKERS, prefetched
+from onnxq.data.samples import InputSpec, Samples, Subset, labels_of, open_samples
 from onnxq.errors import DataError, ModelError, OnnxqError
-from onnxq.feeds import Feed
-from onnxq.prefetch import AHEAD, WORKERS, prefetched
-from onnxq.samples import InputSpec, Samples, Subset, labels_of, open_samples
 from tests.models import build, normal
 
 SPECS = [InputSpec("x", np.dtype(np.float32), (None, 8))]

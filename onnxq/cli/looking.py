@@ -92,7 +92,7 @@ def compare(
 ) -> None:
     """Compare a quantized model with its float original, on samples."""
     from onnxq.cli.show_look import print_comparison
-    from onnxq.comparison import compare as run
+    from onnxq.measure.comparison import compare as run
 
     images = images_of(settings)
     with progress_bar("comparing") as progress:
@@ -135,9 +135,9 @@ def benchmark(
     json: Json = False,
 ) -> None:
     """Time both models side by side, and tell what did not fuse, why, and what it costs."""
-    from onnxq.benchmarking import benchmark as run
-    from onnxq.benchmarking import first_sample
     from onnxq.cli.show_benchmark import print_benchmark
+    from onnxq.measure.benchmarking import benchmark as run
+    from onnxq.measure.benchmarking import first_sample
 
     images = images_of(settings)
     feed = None if data is None else first_sample(reference, data, images)

@@ -19,7 +19,7 @@ import typer
 from onnxq.errors import OptionError
 
 if TYPE_CHECKING:
-    from onnxq.images import ImageOptions
+    from onnxq.data.images import ImageOptions
     from onnxq.recipe import Recipe
 
 __all__ = [

@@ -13,9 +13,9 @@ from rich.table import Table
 from onnxq.cli.terminal import size
 
 if TYPE_CHECKING:
-    from onnxq.benchmarking import BenchmarkReport
-    from onnxq.fusion import Fusion, Stray
-    from onnxq.timing import Spread
+    from onnxq.measure.benchmarking import BenchmarkReport
+    from onnxq.measure.fusion import Fusion, Stray
+    from onnxq.measure.timing import Spread
 
 __all__ = ["print_benchmark"]
 

@@ -13,10 +13,10 @@ from onnxq.cli.terminal import console, size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnxq.comparison import ComparisonReport, OutputComparison
     from onnxq.inspection import Inspection, Potential, Tensor
-    from onnxq.labels import LabelComparison
-    from onnxq.layers import LayerComparison
+    from onnxq.measure.comparison import ComparisonReport, OutputComparison
+    from onnxq.measure.labels import LabelComparison
+    from onnxq.measure.layers import LayerComparison
 
 __all__ = ["print_comparison", "print_inspection", "print_outputs"]
 

@@ -31,7 +31,7 @@ def print_report(report: Report, *, as_json: bool) -> None:
     console.print(f"{report.mode}: {settings}")
     weights = report.weights
     console.print(
-        f"{weights.count} weights: {size(weights.float32)} -> "
+        f"{weights.count} weights: {size(weights.floats)} -> "
         f"{size(weights.integers + weights.scales)} with scales ({weights.ratio:.1%})"
     )
     if report.operators:

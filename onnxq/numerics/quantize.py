@@ -37,6 +37,8 @@ def abs_max(x: Array, axis: int | None) -> Float32Array:
 def extremes(x: Array, axis: int | None) -> tuple[Float32Array, Float32Array]:
     """Smallest and largest value of x and 0: shape [] if axis is None, else [x.shape[axis]]."""
     others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis)
+    if x.dtype.itemsize < 4:  # half precision: numpy knows no initial value of bfloat16
+        x = x.astype(np.float32)
     low, high = x.min(axis=others, initial=0.0), x.max(axis=others, initial=0.0)
     return np.asarray(low, np.float32), np.asarray(high, np.float32)
 

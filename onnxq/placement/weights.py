@@ -30,9 +30,13 @@ from onnxq.selection import Choice, Choices
 __all__ = ["EMPTY", "NOT_FLOAT32", "OVERRIDABLE", "granularity_of", "place_weights"]
 
 GIVEN = "given as an output"
+# Types of weights that dynamic mode stores as integers; the first is calculated in
+FLOATS = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+)
 # Reasons, the same in both modes
 EMPTY = "its weight has no elements"
-NOT_FLOAT32 = "its weight is {}: only float32 is quantized"
+NOT_FLOAT32 = "its weight is {}: static mode quantizes float32 only"
 OVERRIDABLE = (
     "its weight is also a graph input, which a caller may override: take it off the inputs"
 )
@@ -48,7 +52,7 @@ class _Role:
 
 
 def place_weights(prepared: Prepared, choices: Choices, encoding: Encoding) -> Placement:
-    """Every float32 weight of the op table; the rest as skips with reasons.
+    """Every floating-point weight of the op table; the rest as skips with reasons.
 
     Raises ModelError for a model that is quantized already.
     """
@@ -94,8 +98,8 @@ def _why_not(
 ) -> str | None:
     if not chosen:
         return f"{others[0]}: not a weight that dynamic mode covers"
-    if tensor.dtype != ir.DataType.FLOAT:
-        return NOT_FLOAT32.format(tensor.dtype.name.lower())
+    if tensor.dtype not in FLOATS:
+        return f"its weight is {tensor.dtype.name.lower()}, which dynamic mode does not cover"
     if tensor.size == 0:
         return EMPTY
     if value.is_graph_input():

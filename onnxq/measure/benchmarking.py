@@ -24,15 +24,15 @@ import onnx
 import onnx.external_data_helper
 import onnxruntime as ort
 
+from onnxq.data.images import ImageOptions
+from onnxq.data.samples import DataLike, input_specs, open_samples
 from onnxq.errors import ModelError, OptionError
-from onnxq.fusion import Fusion, fusion
-from onnxq.images import ImageOptions
+from onnxq.measure.fusion import Fusion, fusion
+from onnxq.measure.random_feeds import dimensions, feeds_for
+from onnxq.measure.timing import Spread, interleaved
 from onnxq.model import load, onnx_file
-from onnxq.random_feeds import dimensions, feeds_for
 from onnxq.runtime import Feed
-from onnxq.samples import DataLike, input_specs, open_samples
 from onnxq.session import load_session, needed_options, read_metadata
-from onnxq.timing import Spread, interleaved
 
 __all__ = ["BenchmarkReport", "Memory", "ModelFigures", "benchmark", "disk_size", "first_sample"]
 
@@ -224,7 +224,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _memory(path: Path, entries: Mapping[str, str], threads: int | None, feed: Feed) -> Memory:
-    """Run `python -m onnxq._memory`. Raises ModelError if the model does not run there."""
+    """Run `python -m onnxq.measure._memory`. Raises ModelError if the model does not run there."""
     root = str(Path(__file__).resolve().parent.parent)
     known = os.environ.get("PYTHONPATH")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *([known] if known else [])])}
@@ -238,7 +238,7 @@ def _memory(path: Path, entries: Mapping[str, str], threads: int | None, feed: F
             "feed": str(values),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "onnxq._memory"],
+            [sys.executable, "-m", "onnxq.measure._memory"],
             input=json.dumps(job),
             capture_output=True,
             text=True,

@@ -1,7 +1,7 @@
 """Samples: what calibration and verification run the model on, opened from any source.
 
-`open_samples` is the way in. Feeds and their checks are in `onnxq.feeds`, the sources in
-`onnxq.sources` and, for image files, in `onnxq.images`.
+`open_samples` is the way in. Feeds and their checks are in `onnxq.data.feeds`, the sources in
+`onnxq.data.sources` and, for image files, in `onnxq.data.images`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import DataError, OptionError
-from onnxq.feeds import (
+from onnxq.data.feeds import (
     DataLike,
     Feed,
     InputSpec,
@@ -25,9 +24,9 @@ from onnxq.feeds import (
     labels_of,
     reading,
 )
-from onnxq.images import IMAGE_TYPES, ImageOptions, image_files, open_images
-from onnxq.prefetch import prefetched
-from onnxq.sources import (
+from onnxq.data.images import IMAGE_TYPES, ImageOptions, image_files, open_images
+from onnxq.data.prefetch import prefetched
+from onnxq.data.sources import (
     FILE_TYPES,
     NOTHING_WRITTEN,
     Files,
@@ -38,6 +37,7 @@ from onnxq.sources import (
     read_all,
     read_file,
 )
+from onnxq.errors import DataError, OptionError
 
 __all__ = [
     "DataLike",

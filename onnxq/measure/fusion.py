@@ -16,10 +16,8 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxq.fusion_rules import Cause, Reason, explain, label
-from onnxq.model import constant
-from onnxq.optable import Role, rule_of
-from onnxq.optimized import (
+from onnxq.measure.fusion_rules import Cause, Reason, explain, label
+from onnxq.measure.optimized import (
     is_dequantize,
     is_quantize,
     named,
@@ -27,7 +25,9 @@ from onnxq.optimized import (
     optimized,
     source_of,
 )
-from onnxq.profiling import Profile, profile_of
+from onnxq.measure.profiling import Profile, profile_of
+from onnxq.model import constant
+from onnxq.optable import Role, rule_of
 from onnxq.runtime import Feed
 from onnxq.session import FOLD_WEIGHTS
 

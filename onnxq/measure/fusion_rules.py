@@ -17,9 +17,9 @@ from enum import StrEnum
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.measure.optimized import is_dequantize, is_quantize, source_of
 from onnxq.model import constant
 from onnxq.optable import OpRule, Role, rule_of
-from onnxq.optimized import is_dequantize, is_quantize, source_of
 from onnxq.qtypes import Array
 
 __all__ = ["Cause", "Reason", "explain", "integers_of", "label"]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.data.samples import Samples, prefetched
 from onnxq.errors import ModelError
 from onnxq.model import SourceModel, constant, initializers
 from onnxq.numerics.metrics import ErrorSums
@@ -25,7 +26,6 @@ from onnxq.prepare import prepare
 from onnxq.qtypes import Array
 from onnxq.runner import open_runner
 from onnxq.runtime import Feed, RuntimeFailureError
-from onnxq.samples import Samples, prefetched
 
 __all__ = ["LayerComparison", "compare_layers"]
 

@@ -1,6 +1,6 @@
 """Feeds: what a sample is, what a source of samples may say about itself, and whether it fits.
 
-Needs numpy alone. `onnxq.samples` opens sources, `onnxq.sources` and `onnxq.images` hold them.
+Needs numpy alone. `samples.py` opens sources, `sources.py` and `images.py` hold them.
 """
 
 from __future__ import annotations

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.errors import DataError
-from onnxq.feeds import (
+from onnxq.data.feeds import (
     Feed,
     InputSpec,
     Reader,
@@ -35,6 +34,7 @@ from onnxq.feeds import (
     reads_concurrently,
     split,
 )
+from onnxq.errors import DataError
 from onnxq.qtypes import Array, IntArray
 
 __all__ = [

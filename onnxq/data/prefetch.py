@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from onnxq.feeds import Feed, Samples, before, reading, reads_concurrently
+from onnxq.data.feeds import Feed, Samples, before, reading, reads_concurrently
 
 __all__ = ["AHEAD", "WORKERS", "prefetched"]
 

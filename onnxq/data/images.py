@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.data.feeds import Feed, InputSpec, cause_of, checked, quoted, reading
 from onnxq.errors import DataError, OptionError
-from onnxq.feeds import Feed, InputSpec, cause_of, checked, quoted, reading
 from onnxq.qtypes import Array, Float32Array, IntArray
 
 if TYPE_CHECKING:

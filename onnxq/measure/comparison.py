@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.data.images import ImageOptions
+from onnxq.data.samples import DataLike, Samples, input_specs, labels_of, open_samples, prefetched
+from onnxq.data.sources import source_index
 from onnxq.errors import DataError, ModelError, OptionError
-from onnxq.images import ImageOptions
-from onnxq.labels import (
+from onnxq.measure.labels import (
     LabelComparison,
     LabelCounts,
     as_labels,
@@ -23,14 +25,12 @@ from onnxq.labels import (
     load_labels,
     translate,
 )
-from onnxq.layers import LayerComparison, compare_layers
+from onnxq.measure.layers import LayerComparison, compare_layers
 from onnxq.model import ModelLike, SourceModel, load
 from onnxq.numerics.metrics import ErrorSums, agreement
 from onnxq.qtypes import Array, IntArray
 from onnxq.runner import Runner, open_runner
 from onnxq.runtime import RuntimeFailureError
-from onnxq.samples import DataLike, Samples, input_specs, labels_of, open_samples, prefetched
-from onnxq.sources import source_index
 
 __all__ = ["ComparisonReport", "OutputComparison", "compare", "compare_outputs", "finite"]
 
