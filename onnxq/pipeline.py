@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration
@@ -23,19 +23,18 @@ from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_writable, write_atomically
 from onnxq.improve import improve
-from onnxq.model import ModelLike, SourceModel, initializers, load
+from onnxq.model import ModelLike, SourceModel, load
 from onnxq.parametrize import check_finite, parametrize
 from onnxq.placement import place_static, place_weights
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared, prepare
 from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.recipe_file import recipe_to_dict
-from onnxq.report import Report, WeightBytes, nothing_quantized
+from onnxq.report import Report, notes_on, operator_counts, source_bytes, weight_bytes
 from onnxq.rewrite import fake_quantized, rewrite
-from onnxq.runtime import foreign_ops
 from onnxq.save import check_output, save, to_proto
 from onnxq.selection import Choices
-from onnxq.session import METADATA_KEY, integer_io_of, needed_options
+from onnxq.session import METADATA_KEY, needed_options
 from onnxq.targets import TARGETS, target_of
 from onnxq.verify import Verification, check_result, verify
 
@@ -83,10 +82,7 @@ def run(call: Call) -> Report | onnx.ModelProto:
     statistics, source_of_data = _check_data(call, recipe)
     clock = Clock()
     source = load(call.model)
-    path = check_output(call.output, source.path)
-    test_path = check_output(call.test_model, source.path)
-    if call.report is not None:
-        check_writable(call.report)
+    _check_outputs(call, source)
     prepared = prepare_for(source, recipe)
     clock.lap("prepare")
     placement = place(prepared, recipe)
@@ -98,14 +94,7 @@ def run(call: Call) -> Report | onnx.ModelProto:
             calibration = statistics_of(statistics, prepared)
         else:
             data = _open(prepared, source_of_data, recipe)
-            request = request_of([(placement.owners, placement.measured)])
-            calibration = run_calibration(
-                prepared,
-                data.calibration,
-                request,
-                batch_size=recipe.batch_size,
-                progress=call.progress,
-            )
+            calibration = _calibrate(prepared, placement, data, recipe, call.progress)
         clock.lap("calibrate")
     plan = parametrize(prepared, placement, calibration)
     clock.lap("parametrize")
@@ -115,52 +104,101 @@ def run(call: Call) -> Report | onnx.ModelProto:
     result = rewrite(prepared, plan)
     metadata = _metadata(prepared, plan, recipe, calibration)
     result.metadata_props[METADATA_KEY] = json.dumps(metadata, sort_keys=True)
-    options = needed_options(metadata)
+    clock.lap("rewrite")
+    held_out = data if isinstance(recipe, StaticRecipe) and recipe.verify else None
+    written = _write(result, source, call, metadata, held_out, clock)
+    if call.test_model is not None:
+        test = fake_quantized(prepared, plan)
+        save(test, call.test_model, lambda p: check_result(p, source, {}, optimize=False))
+        clock.lap("save")
+    verification = written.verification
+    report = Report(
+        mode=recipe.mode,
+        model=source.label,
+        output=None if call.output is None else str(call.output),
+        settings=metadata,
+        recipe=recipe_to_dict(recipe),
+        bytes_before=source_bytes(source),
+        bytes_after=written.size,
+        weights=weight_bytes(prepared, plan),
+        placement=placement,
+        operators=operator_counts(prepared, placement),
+        split=None if data is None else data.split,
+        verification=verification if isinstance(verification, Verification) else None,
+        notes=tuple(
+            notes_on(source, prepared, placement, recipe, call.output, metadata, verification)
+        ),
+        seconds=clock.laps,
+    )
+    if call.report is not None:
+        _write_report(report, call.report)
+    return report if written.proto is None else written.proto
 
-    wanted = data is not None and isinstance(recipe, StaticRecipe) and recipe.verify
+
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """A result: in memory if there is a proto. verification: or why there is none, or None."""
+
+    proto: onnx.ModelProto | None
+    size: int
+    verification: Verification | str | None
+
+
+def _write(
+    result: ir.Model,
+    source: SourceModel,
+    call: Call,
+    metadata: Mapping[str, Any],
+    held_out: _Data | None,
+    clock: Clock,
+) -> _Written:
+    """Save and verify: the new file takes the place of an old one after it has been verified."""
     verification: Verification | str | None = None
 
     def check(written: Path | bytes) -> None:
-        """Before anything takes the place of an old file."""
         nonlocal verification
-        check_result(written, source, options, optimize=recipe.mode == "static")
-        if data is not None and wanted:
-            clock.lap("save")
-            verification = verify(source, written, data.held_out, data.split.independent)
+        optimize = metadata["mode"] == "static"
+        check_result(written, source, needed_options(metadata), optimize=optimize)
+        clock.lap("save")
+        if held_out is not None:
+            independent = held_out.split.independent
+            verification = verify(source, written, held_out.held_out, independent)
             clock.lap("verify")
 
-    clock.lap("rewrite")
     proto = None
-    if path is None:
+    if call.output is None:
         proto = to_proto(result)
         content = bytes(proto.SerializeToString(deterministic=True))
         check(content)
         size = len(content)
     else:
-        size = save(result, path, check)
-    if test_path is not None:
-        test = fake_quantized(prepared, plan)
-        save(test, test_path, lambda p: check_result(p, source, {}, optimize=False))
+        size = save(result, call.output, check)
     clock.lap("save")
-    report = Report(
-        mode=recipe.mode,
-        model=source.label,
-        output=None if path is None else str(path),
-        settings=metadata,
-        recipe=recipe_to_dict(recipe),
-        bytes_before=_bytes(source),
-        bytes_after=size,
-        weights=_weight_bytes(prepared, plan),
-        placement=placement,
-        operators=_operators(prepared, placement),
-        split=None if data is None else data.split,
-        verification=verification if isinstance(verification, Verification) else None,
-        notes=tuple(_notes(source, prepared, placement, recipe, path, metadata, verification)),
-        seconds=clock.laps,
-    )
+    return _Written(proto, size, verification)
+
+
+def _check_outputs(call: Call, source: SourceModel) -> None:
+    """Every file that the call writes is found writable before any work."""
+    check_output(call.output, source.path)
+    check_output(call.test_model, source.path)
     if call.report is not None:
-        _write_report(report, call.report)
-    return report if proto is None else proto
+        check_writable(call.report)
+
+
+def _calibrate(
+    prepared: Prepared,
+    placement: Placement,
+    data: _Data,
+    recipe: StaticRecipe,
+    progress: Progress | None,
+) -> Calibration:
+    return run_calibration(
+        prepared,
+        data.calibration,
+        request_of([(placement.owners, placement.measured)]),
+        batch_size=recipe.batch_size,
+        progress=progress,
+    )
 
 
 def _write_report(report: Report, path: Path) -> None:
@@ -277,75 +315,6 @@ def _integer_io(prepared: Prepared, plan: Plan) -> dict[str, dict[str, Any]]:
                 "zero_point": int(params.zero_point),
             }
     return found
-
-
-def _bytes(source: SourceModel) -> int | None:
-    if source.path is None:
-        return None
-    return sum(file.stat().st_size for file in {source.path, *source.data_files})
-
-
-def _weight_bytes(prepared: Prepared, plan: Plan) -> WeightBytes:
-    tensors = {v.name: v.const_value for v in initializers(prepared.ir) if v.const_value}
-    weights = plan.placement.weights
-    return WeightBytes(
-        count=len(weights),
-        floats=sum(tensors[w.tensor].nbytes for w in weights),
-        integers=sum(tensors[w.tensor].size * w.spec.qtype.bits // 8 for w in weights),
-        scales=sum(4 * plan.params[w.tensor].scale.size for w in weights),
-    )
-
-
-def _operators(prepared: Prepared, placement: Placement) -> dict[str, int]:
-    if placement.target is None:
-        return {}
-    quantized = {use.node for a in placement.activations for use in a.uses}
-    return dict(
-        sorted(Counter(n.op_type for n in prepared.ir.graph if n.name in quantized).items())
-    )
-
-
-def _notes(
-    source: SourceModel,
-    prepared: Prepared,
-    placement: Placement,
-    recipe: Recipe,
-    path: Path | None,
-    metadata: Mapping[str, Any],
-    verification: Verification | str | None,
-) -> list[str]:
-    notes = []
-    if not placement.weights:
-        notes.append(nothing_quantized(placement))
-    if unknown := foreign_ops(source.ir):
-        notes.append(
-            f"left as they are: {', '.join(unknown)}, which onnxruntime does not know; the result "
-            "was checked as far as that allows: register their library and run it"
-        )
-    before, after = source.ir.opset_imports.get("", 0), prepared.ir.opset_imports.get("", 0)
-    if after > before:
-        notes.append(f"opset raised from {before} to {after}, which per-channel scales need")
-    options = needed_options(metadata)
-    if options and placement.weights:
-        entries = ", ".join(f"{key}={value}" for key, value in options.items())
-        notes.append(
-            f'load with onnxq.load_session("{path}"), or any session with {entries}: without it '
-            "onnxruntime dequantizes every weight on every run; --encoding fold needs no option, "
-            "but only DequantizeLinear is understood as quantization by other tools"
-        )
-    for name, params in integer_io_of(metadata).items():
-        notes.append(
-            f"{name!r} is {params.dtype}: real value = "
-            f"(integer - {params.zero_point}) * {params.scale:.9g}"
-        )
-    if isinstance(recipe, StaticRecipe) and verification is None:
-        why = "--no-verify" if not recipe.verify else "statistics, but no samples, were given"
-        notes.append(f"not verified ({why}): compare it with `onnxq compare`")
-    if isinstance(verification, str):
-        notes.append(f"not verified: {verification}")
-    elif verification is not None:
-        notes += verification.notes
-    return notes
 
 
 class Clock:

@@ -6,14 +6,28 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from onnxq.data.split import Split
 from onnxq.measure.comparison import finite
-from onnxq.plans import Placement, Skip
+from onnxq.model import SourceModel, initializers
+from onnxq.plans import Placement, Plan, Skip
+from onnxq.prepare import Prepared
+from onnxq.recipe import Recipe, StaticRecipe
+from onnxq.runtime import foreign_ops
+from onnxq.session import integer_io_of, needed_options
 from onnxq.verify import Verification
 
-__all__ = ["Report", "WeightBytes", "nothing_quantized"]
+__all__ = [
+    "Report",
+    "WeightBytes",
+    "notes_on",
+    "nothing_quantized",
+    "operator_counts",
+    "source_bytes",
+    "weight_bytes",
+]
 
 # Reasons that a note lists; all of them are among the skips
 REASONS = 3
@@ -109,3 +123,76 @@ class Report:
             "notes": list(self.notes),
             "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},
         }
+
+
+def source_bytes(source: SourceModel) -> int | None:
+    """Of the model's files, external data included; None for a model in memory."""
+    if source.path is None:
+        return None
+    return sum(file.stat().st_size for file in {source.path, *source.data_files})
+
+
+def weight_bytes(prepared: Prepared, plan: Plan) -> WeightBytes:
+    """Of the weights that the plan makes integers."""
+    tensors = {v.name: v.const_value for v in initializers(prepared.ir) if v.const_value}
+    weights = plan.placement.weights
+    return WeightBytes(
+        count=len(weights),
+        floats=sum(tensors[w.tensor].nbytes for w in weights),
+        integers=sum(tensors[w.tensor].size * w.spec.qtype.bits // 8 for w in weights),
+        scales=sum(4 * plan.params[w.tensor].scale.size for w in weights),
+    )
+
+
+def operator_counts(prepared: Prepared, placement: Placement) -> dict[str, int]:
+    """How many nodes of each op type run on integers."""
+    if placement.target is None:
+        return {}
+    quantized = {use.node for a in placement.activations for use in a.uses}
+    return dict(
+        sorted(Counter(n.op_type for n in prepared.ir.graph if n.name in quantized).items())
+    )
+
+
+def notes_on(
+    source: SourceModel,
+    prepared: Prepared,
+    placement: Placement,
+    recipe: Recipe,
+    path: Path | None,
+    metadata: Mapping[str, Any],
+    verification: Verification | str | None,
+) -> list[str]:
+    """What the caller should know of this result."""
+    found = []
+    if not placement.weights:
+        found.append(nothing_quantized(placement))
+    if unknown := foreign_ops(source.ir):
+        found.append(
+            f"left as they are: {', '.join(unknown)}, which onnxruntime does not know; the result "
+            "was checked as far as that allows: register their library and run it"
+        )
+    before, after = source.ir.opset_imports.get("", 0), prepared.ir.opset_imports.get("", 0)
+    if after > before:
+        found.append(f"opset raised from {before} to {after}, which per-channel scales need")
+    options = needed_options(metadata)
+    if options and placement.weights:
+        entries = ", ".join(f"{key}={value}" for key, value in options.items())
+        found.append(
+            f'load with onnxq.load_session("{path}"), or any session with {entries}: without it '
+            "onnxruntime dequantizes every weight on every run; --encoding fold needs no option, "
+            "but only DequantizeLinear is understood as quantization by other tools"
+        )
+    for name, params in integer_io_of(metadata).items():
+        found.append(
+            f"{name!r} is {params.dtype}: real value = "
+            f"(integer - {params.zero_point}) * {params.scale:.9g}"
+        )
+    if isinstance(recipe, StaticRecipe) and verification is None:
+        why = "--no-verify" if not recipe.verify else "statistics, but no samples, were given"
+        found.append(f"not verified ({why}): compare it with `onnxq compare`")
+    if isinstance(verification, str):
+        found.append(f"not verified: {verification}")
+    elif verification is not None:
+        found += verification.notes
+    return found
