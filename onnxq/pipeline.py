@@ -101,14 +101,15 @@ def run(call: Call) -> Report | onnx.ModelProto:
     if calibration is not None:
         plan = improve(prepared, calibration, data.calibration if data else None, plan)
         clock.lap("improve")
-    result = rewrite(prepared, plan)
+    # with nothing to write into it the model stays as it was given
+    result = source.ir.clone() if placement.is_empty else rewrite(prepared, plan)
     metadata = _metadata(prepared, plan, recipe, calibration)
     result.metadata_props[METADATA_KEY] = json.dumps(metadata, sort_keys=True)
     clock.lap("rewrite")
     held_out = data if isinstance(recipe, StaticRecipe) and recipe.verify else None
     written = _write(result, source, call, metadata, held_out, clock)
     if call.test_model is not None:
-        test = fake_quantized(prepared, plan)
+        test = source.ir.clone() if placement.is_empty else fake_quantized(prepared, plan)
         save(test, call.test_model, lambda p: check_result(p, source, {}, optimize=False))
         clock.lap("save")
     verification = written.verification

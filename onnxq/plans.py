@@ -119,6 +119,11 @@ class Placement:
     integer_io: bool = False
 
     @property
+    def is_empty(self) -> bool:
+        """Nothing is quantized."""
+        return not self.weights and not self.activations
+
+    @property
     def owners(self) -> tuple[str, ...]:
         """The tensors whose statistics are needed, sorted."""
         return tuple(sorted({a.owner for a in self.activations if not (a.unit_range or a.joins)}))

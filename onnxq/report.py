@@ -165,7 +165,7 @@ def notes_on(
 ) -> list[str]:
     """What the caller should know of this result."""
     found = []
-    if not placement.weights:
+    if placement.is_empty:
         found.append(nothing_quantized(placement))
     if unknown := foreign_ops(source.ir):
         found.append(
@@ -173,10 +173,10 @@ def notes_on(
             "was checked as far as that allows: register their library and run it"
         )
     before, after = source.ir.opset_imports.get("", 0), prepared.ir.opset_imports.get("", 0)
-    if after > before:
+    if after > before and not placement.is_empty:
         found.append(f"opset raised from {before} to {after}, which per-channel scales need")
     options = needed_options(metadata)
-    if options and placement.weights:
+    if options and not placement.is_empty:
         entries = ", ".join(f"{key}={value}" for key, value in options.items())
         found.append(
             f'load with onnxq.load_session("{path}"), or any session with {entries}: without it '
