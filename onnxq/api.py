@@ -27,6 +27,7 @@ from onnxq.recipe import (
     Recipe,
     Rule,
     StaticRecipe,
+    names,
 )
 from onnxq.recipe_file import load_recipe
 from onnxq.report import Report
@@ -87,7 +88,9 @@ def quantize(
     Raises OptionError, ModelError, DataError, CalibrationError or OutputError; then nothing has
     been written.
     """
+    recipe_file = None
     if isinstance(recipe, str | os.PathLike):
+        recipe_file = Path(recipe)
         recipe = load_recipe(recipe)
     return run(
         Call(
@@ -98,6 +101,7 @@ def quantize(
             statistics,
             None if test_model is None else Path(test_model),
             None if report is None else Path(report),
+            recipe_file,
             progress,
         )
     )
@@ -175,10 +179,10 @@ def quantize_dynamic(
         granularity=granularity,
         symmetric=symmetric,
         encoding=encoding,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        include_ops=tuple(include_ops),
-        exclude_ops=tuple(exclude_ops),
+        include=names("include", include),
+        exclude=names("exclude", exclude),
+        include_ops=names("include_ops", include_ops),
+        exclude_ops=names("exclude_ops", exclude_ops),
         rules=tuple(rules),
     )
     if output is None:
@@ -290,10 +294,10 @@ def quantize_static(
         batch_size=batch_size,
         images=images,
         verify=verify,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        include_ops=tuple(include_ops),
-        exclude_ops=tuple(exclude_ops),
+        include=names("include", include),
+        exclude=names("exclude", exclude),
+        include_ops=names("include_ops", include_ops),
+        exclude_ops=names("exclude_ops", exclude_ops),
         rules=tuple(rules),
     )
     if output is None:
@@ -333,10 +337,10 @@ def calibrate(
         "samples": samples,
         "batch_size": batch_size,
         "images": images,
-        "include": None if include is None else tuple(include),
-        "exclude": None if exclude is None else tuple(exclude),
-        "include_ops": None if include_ops is None else tuple(include_ops),
-        "exclude_ops": None if exclude_ops is None else tuple(exclude_ops),
+        "include": None if include is None else names("include", include),
+        "exclude": None if exclude is None else names("exclude", exclude),
+        "include_ops": None if include_ops is None else names("include_ops", include_ops),
+        "exclude_ops": None if exclude_ops is None else names("exclude_ops", exclude_ops),
     }
     changes = {name: value for name, value in given.items() if value is not None}
     merged = dataclasses.replace(base or StaticRecipe(), **changes)  # type: ignore[arg-type]  # each has its field's type

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from onnxq.errors import OutputError
@@ -15,7 +15,7 @@ try:
 except ImportError:  # not on Windows, where two runs must not write one file
     fcntl = None  # type: ignore[assignment]  # stands for the module that is not there
 
-__all__ = ["check_writable", "locked", "write_atomically"]
+__all__ = ["check_apart", "check_writable", "locked", "write_atomically"]
 
 
 def check_writable(path: Path) -> None:
@@ -33,6 +33,28 @@ def check_writable(path: Path) -> None:
         ) from error
     os.close(handle)
     os.unlink(probe)
+
+
+def check_apart(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) -> None:
+    """Raises OutputError if two outputs, or an output and an input, are one file.
+
+    outputs: by what they are called in the message; None for one that is not asked for.
+    """
+    named = {what: path for what, path in outputs.items() if path is not None}
+    known = list(inputs)
+    seen: dict[Path, str] = {}
+    for what, path in named.items():
+        real = Path(os.path.realpath(path))
+        if real in seen:
+            raise OutputError(f"{path}: is given for both {seen[real]} and {what}; name two files")
+        seen[real] = what
+        for source in known:
+            if real == Path(os.path.realpath(source)) or _is_same(path, source):
+                raise OutputError(f"{path}: is an input itself; choose another name for {what}")
+
+
+def _is_same(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and os.path.samefile(a, b)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

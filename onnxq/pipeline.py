@@ -3,6 +3,7 @@ save -> verify, one call a stage."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -21,20 +22,22 @@ from onnxq.collect import calibrate as run_calibration
 from onnxq.data.samples import DataLike, Samples, Subset, input_specs, open_samples
 from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
-from onnxq.files import check_writable, write_atomically
+from onnxq.files import check_apart, check_writable, write_atomically
 from onnxq.improve import improve
 from onnxq.model import ModelLike, SourceModel, load
+from onnxq.numerics.ranges import RANGES_ONLY
 from onnxq.parametrize import check_finite, parametrize
 from onnxq.placement import place_static, place_weights
+from onnxq.placement.existing import is_quantize
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared, prepare
-from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
+from onnxq.recipe import DynamicRecipe, Encoding, Recipe, StaticRecipe
 from onnxq.recipe_file import recipe_to_dict
 from onnxq.report import Report, notes_on, operator_counts, source_bytes, weight_bytes
 from onnxq.rewrite import fake_quantized, rewrite
-from onnxq.save import check_output, save, to_proto
+from onnxq.save import save, to_proto
 from onnxq.selection import Choices
-from onnxq.session import METADATA_KEY, needed_options
+from onnxq.session import METADATA_KEY, integer_io_of, metadata_of, needed_options
 from onnxq.targets import TARGETS, target_of
 from onnxq.verify import Verification, check_result, verify
 
@@ -57,6 +60,7 @@ class Call:
     statistics: Calibration | PathLike | None = None
     test_model: Path | None = None
     report: Path | None = None
+    recipe_file: Path | None = None
     progress: Progress | None = None
 
 
@@ -103,7 +107,7 @@ def run(call: Call) -> Report | onnx.ModelProto:
         clock.lap("improve")
     # with nothing to write into it the model stays as it was given
     result = source.ir.clone() if placement.is_empty else rewrite(prepared, plan)
-    metadata = _metadata(prepared, plan, recipe, calibration)
+    metadata = _metadata(source, plan, recipe, calibration)
     result.metadata_props[METADATA_KEY] = json.dumps(metadata, sort_keys=True)
     clock.lap("rewrite")
     held_out = data if isinstance(recipe, StaticRecipe) and recipe.verify else None
@@ -180,10 +184,20 @@ def _write(
 
 def _check_outputs(call: Call, source: SourceModel) -> None:
     """Every file that the call writes is found writable before any work."""
-    check_output(call.output, source.path)
-    check_output(call.test_model, source.path)
-    if call.report is not None:
-        check_writable(call.report)
+    inputs = {*source.data_files, *filter(None, (source.path, source.origin))}
+    for given in (call.data, call.statistics, call.recipe_file):
+        if isinstance(given, str | os.PathLike):
+            inputs.add(Path(given))
+    if isinstance(call.recipe, StaticRecipe):
+        inputs.update(Path(p) for p in (call.recipe.data, call.recipe.statistics) if p)
+    outputs = {
+        "the output": call.output,
+        "the test model": call.test_model,
+        "the report": call.report,
+    }
+    check_apart(outputs, inputs)
+    for path in filter(None, outputs.values()):
+        check_writable(path)
 
 
 def _calibrate(
@@ -196,7 +210,10 @@ def _calibrate(
     return run_calibration(
         prepared,
         data.calibration,
-        request_of([(placement.owners, placement.measured)]),
+        dataclasses.replace(
+            request_of([(placement.owners, placement.measured)]),
+            histograms=any(a.method.method not in RANGES_ONLY for a in placement.activations),
+        ),
         batch_size=recipe.batch_size,
         progress=progress,
     )
@@ -214,6 +231,8 @@ def _check_data(
     call: Call, recipe: Recipe
 ) -> tuple[Calibration | PathLike | None, DataLike | None]:
     """Statistics and data of a call: its own, else those that the recipe names."""
+    if isinstance(recipe, StaticRecipe) and call.test_model is not None:
+        raise OptionError("test_model is for dynamic mode: in static mode activations are rounded")
     if isinstance(recipe, DynamicRecipe):
         if call.data is not None or call.statistics is not None:
             raise OptionError("dynamic mode takes no data: choose static mode for that")
@@ -238,8 +257,17 @@ def place(prepared: Prepared, recipe: Recipe) -> Placement:
     """What the recipe quantizes where."""
     choices = Choices(prepared, recipe)
     if isinstance(recipe, DynamicRecipe):
-        return place_weights(prepared, choices, recipe.encoding)
+        return place_weights(prepared, choices, _encoding(prepared, recipe))
     return place_static(prepared, choices, target_of(recipe.target), integer_io=recipe.integer_io)
+
+
+def _encoding(prepared: Prepared, recipe: DynamicRecipe) -> Encoding:
+    """The recipe's, but `fold` in a model whose activations are quantized already.
+
+    The session option that `qdq` needs turns their int8 kernels off.
+    """
+    nodes = ir.traversal.RecursiveGraphIterator(prepared.ir.graph)
+    return "fold" if any(map(is_quantize, nodes)) else recipe.encoding
 
 
 def statistics_of(statistics: Calibration | PathLike, prepared: Prepared) -> Calibration:
@@ -266,7 +294,8 @@ def collect_statistics(
     placements = [
         place_static(prepared, choices, target, integer_io=True) for target in TARGETS.values()
     ]
-    # of every placed tensor, since a rule that leaves its giver float makes it an owner
+    # of every placed tensor: a view or a Concat that is left float makes it an owner. (A Relu that
+    # is left float makes its Conv's output one, which only a call of its own collects.)
     owners = [(sorted({a.owner for a in p.activations}), p.measured) for p in placements]
     opened = open_samples(data, input_specs(prepared.ir), recipe.samples, recipe.images)
     return run_calibration(
@@ -285,30 +314,40 @@ def _open(prepared: Prepared, data: DataLike | None, recipe: StaticRecipe) -> _D
 
 
 def _metadata(
-    prepared: Prepared, plan: Plan, recipe: Recipe, calibration: Calibration | None
+    source: SourceModel, plan: Plan, recipe: Recipe, calibration: Calibration | None
 ) -> dict[str, Any]:
     """What the file says of itself: the settings that matter to whoever has it."""
     found: dict[str, Any] = {"version": __version__, "mode": recipe.mode}
+    integer_io = _integer_io(source, plan)
+    if integer_io:
+        found["integer_io"] = integer_io
     if isinstance(recipe, DynamicRecipe):
-        names = ("bits", "granularity", "symmetric", "encoding")
-        return {**found, **{name: getattr(recipe, name) for name in names}}
+        names = ("bits", "granularity", "symmetric")
+        found |= {name: getattr(recipe, name) for name in names}
+        forms = [weight.form for weight in plan.placement.weights]
+        return {**found, "encoding": forms[0] if forms else recipe.encoding}
     assert calibration is not None
     found |= {"target": recipe.target, "method": recipe.method, "granularity": recipe.granularity}
     if recipe.method in ("hist", "percentile"):
         found["percentile"] = recipe.method_options.share
     found["samples"] = calibration.samples
-    if recipe.integer_io:
-        found["integer_io"] = _integer_io(prepared, plan)
     return found
 
 
-def _integer_io(prepared: Prepared, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Type, scale and zero point of each input and output that became integers."""
-    graph = prepared.ir.graph
-    ends = {v.name for v in (*graph.inputs, *graph.outputs)}
-    found = {}
+def _integer_io(source: SourceModel, plan: Plan) -> dict[str, dict[str, Any]]:
+    """Type, scale and zero point of each input and output that is integers in place of float.
+
+    Those of a model of ours that was given, too, as far as they still are.
+    """
+    before = integer_io_of(metadata_of(source.ir.metadata_props))
+    ends = {v.name: v for v in (*source.ir.graph.inputs, *source.ir.graph.outputs)}
+    found = {
+        name: dataclasses.asdict(value)
+        for name, value in before.items()
+        if name in ends and (dtype := ends[name].dtype) is not None and dtype.is_integer()
+    }
     for activation in plan.placement.activations:
-        if activation.tensor in ends:
+        if activation.tensor in plan.placement.borders:
             params = plan.activation_params(activation)
             found[activation.tensor] = {
                 "dtype": params.spec.qtype.name,

@@ -105,7 +105,7 @@ class Placement:
     guarded: float nodes that the runtime would quantize on its own (see rewrite.py).
     measured: tensors of weighted nodes whose per-channel means are kept, with the channel axis.
     labels: node name -> the name to print, that of the user's model.
-    integer_io: float inputs and outputs of the graph become integers.
+    borders: float inputs and outputs of the graph that become integers.
     """
 
     weights: tuple[WeightPlacement, ...]
@@ -116,7 +116,7 @@ class Placement:
     guarded: tuple[str, ...] = ()
     measured: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
-    integer_io: bool = False
+    borders: frozenset[str] = frozenset()
 
     @property
     def is_empty(self) -> bool:

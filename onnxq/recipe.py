@@ -7,14 +7,27 @@ say, and `rules` for single nodes. `recipe_file.py` reads and writes them as TOM
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+import types
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from onnxq.data.images import ImageOptions
 from onnxq.errors import OptionError
 from onnxq.numerics.ranges import METHODS
 from onnxq.targets import TARGETS, target_of
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "DEFAULT_METHOD",
@@ -25,6 +38,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "StaticRecipe",
+    "names",
 ]
 
 Granularity = Literal["channel", "tensor"]
@@ -49,6 +63,7 @@ class MethodOptions:
     percentile: float = 0.9999
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("method", self.method, METHODS)
         if not (0.5 < self.percentile <= 1.0 or 50.0 < self.percentile <= 100.0):
             raise OptionError(
@@ -88,6 +103,7 @@ class Rule:
     percentile: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.nodes and not self.ops:
             raise OptionError("a rule matches nothing: give it nodes or ops")
         if not self.settings:
@@ -133,6 +149,7 @@ class _Common:
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("granularity", self.granularity, GRANULARITIES)
 
 
@@ -234,3 +251,46 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raises OptionError, which lists the choices, if the value is none of them."""
     if value not in choices:
         raise OptionError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def check_types(values: DataclassInstance) -> None:
+    """Raises OptionError for a field that holds another type than it is declared with."""
+    hints = get_type_hints(type(values))
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if not _fits(value, hints[field.name]):
+            raise OptionError(f"{field.name} must be {_words(hints[field.name])}, got {value!r}")
+
+
+def names(field: str, value: Sequence[str]) -> tuple[str, ...]:
+    """A sequence of names as a tuple. Raises OptionError for a str, which is one of letters."""
+    if isinstance(value, str):
+        raise OptionError(f"{field} must be a list of names, got {value!r}: write [{value!r}]")
+    return tuple(value)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str)  # which one is checked with the choices
+    if origin in (types.UnionType, Union):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    """A type in words, without None."""
+    if get_origin(hint) in (types.UnionType, Union):
+        return " or ".join(_words(a) for a in get_args(hint) if a is not type(None))
+    if get_origin(hint) is tuple:
+        return f"a tuple of {_words(get_args(hint)[0])} values"
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    known = {bool: "True or False", int: "an integer", float: "a number", str: "a str"}
+    return known.get(hint, getattr(hint, "__name__", str(hint)))

@@ -45,7 +45,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = readers[file.suffix](file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise OptionError(f"{path}: no such recipe file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"{path}: not a recipe: {error}") from error
     if not isinstance(content, dict):
         raise OptionError(f"{path}: not a recipe: a table of settings is expected")
@@ -55,7 +55,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 def recipe_from_dict(settings: Mapping[str, Any], label: str = "recipe") -> Recipe:
     """The recipe of plain values, of which `mode` is one."""
     mode = settings.get("mode")
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         got = "there is none" if mode is None else f"got {mode!r}"
         raise OptionError(f"{label}: mode must be one of {', '.join(MODES)}: {got}")
     rest = {key: value for key, value in settings.items() if key != "mode"}
@@ -122,7 +122,10 @@ def _convert(value: Any, hint: Any, label: str) -> Any:
             return _build(hint, value, label)
         raise OptionError(f"{label} must be a table, got {value!r}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise OptionError(f"{label} is too large") from error
     if isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         return value
     raise OptionError(f"{label} must be {_WORDS[hint]}, got {value!r}")

@@ -14,7 +14,7 @@ from onnxq.measure.comparison import finite
 from onnxq.model import SourceModel, initializers
 from onnxq.plans import Placement, Plan, Skip
 from onnxq.prepare import Prepared
-from onnxq.recipe import Recipe, StaticRecipe
+from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.runtime import foreign_ops
 from onnxq.session import integer_io_of, needed_options
 from onnxq.verify import Verification
@@ -182,6 +182,11 @@ def notes_on(
             f'load with onnxq.load_session("{path}"), or any session with {entries}: without it '
             "onnxruntime dequantizes every weight on every run; --encoding fold needs no option, "
             "but only DequantizeLinear is understood as quantization by other tools"
+        )
+    if isinstance(recipe, DynamicRecipe) and metadata["encoding"] != recipe.encoding:
+        found.append(
+            "weights are stored as Cast and Mul (--encoding fold), as the model has "
+            "QuantizeLinear or DequantizeLinear already: the option that qdq needs turns them off"
         )
     for name, params in integer_io_of(metadata).items():
         found.append(

@@ -182,8 +182,8 @@ class _Rewriter:
         value, params = self.values[placed.tensor], self.plan.activation_params(placed)
         key = placed.owner
         name = placed.tensor
-        integer_io = self.plan.placement.integer_io
-        if integer_io and value.is_graph_input():
+        border = name in self.plan.placement.borders
+        if border and value.is_graph_input():
             self._integer_input(value, params, key)
             return
         inputs = [value, *self._params(self.graph, params, key, explicit=True)]
@@ -201,7 +201,7 @@ class _Rewriter:
             reader = self.nodes[use.node]
             reader.prepend(dq)
             reader.replace_input_with(use.index, dq.outputs[0])
-        if integer_io and value.is_graph_output():
+        if border and value.is_graph_output():
             self._take_over_output(value, q.outputs[0], params)
         if not placed.requantized or not (floats or value.is_graph_output()):
             return

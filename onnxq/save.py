@@ -21,24 +21,13 @@ import onnx.checker
 import onnx_ir as ir
 
 from onnxq.errors import OutputError
-from onnxq.files import check_writable, locked, make_public
+from onnxq.files import locked, make_public
 from onnxq.model import initializers, shape_of
 from onnxq.runtime import INLINE, PROTOBUF_LIMIT, model_size
 
-__all__ = ["check_output", "save", "to_proto"]
+__all__ = ["save", "to_proto"]
 
 Check = Callable[[Path], None]
-
-
-def check_output(output: str | os.PathLike[str] | None, source: Path | None) -> Path | None:
-    """The output path, found writable before any work. Raises OutputError."""
-    if output is None:
-        return None
-    path = Path(output)
-    if source is not None and path.exists() and os.path.samefile(path, source):
-        raise OutputError(f"{path}: is the input itself; choose another name for the output")
-    check_writable(path)
-    return path
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:

@@ -19,6 +19,10 @@ from onnxq.recipe import DynamicRecipe, Granularity, MethodOptions, Recipe, Rule
 __all__ = ["Choice", "Choices"]
 
 
+# What a rule says of nodes; the rest is about the tensors that they give, or an input
+NODE_SETTINGS = ("leave_float", "bits", "granularity")
+
+
 @dataclass(frozen=True)
 class Choice:
     """The settings of one node, or of one tensor by way of the nodes that give it.
@@ -107,6 +111,12 @@ class Choices:
         for rule in recipe.rules:
             for pattern in rule.nodes:
                 _check_pattern(pattern, names | inputs)
+            about_nodes = [name for name in rule.settings if name in NODE_SETTINGS]
+            if about_nodes and rule.nodes and _first_match(names, rule.nodes) is None:
+                raise OptionError(
+                    f"{rule.label} matches inputs of the model only, for which {about_nodes[0]} "
+                    "means nothing: name the nodes that read them"
+                )
             for op in rule.ops:
                 _check_op(op, present)
             if (
@@ -144,13 +154,17 @@ def _apply(rule: Rule, choice: Choice) -> Choice:
 def _first_match(names: Iterable[str], patterns: Iterable[str]) -> str | None:
     names = list(names)
     for pattern in patterns:
-        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+        if any(_fits(name, pattern) for name in names):
             return pattern
     return None
 
 
+def _fits(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
 def _check_pattern(pattern: str, known: set[str]) -> None:
-    if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
+    if not any(_fits(name, pattern) for name in known):
         raise OptionError(f"pattern {pattern!r} matches no node or tensor{near(pattern, known)}")
 
 

@@ -34,6 +34,7 @@ from onnxq.runtime import (
 
 __all__ = ["Verification", "check_result", "latencies", "verify"]
 
+HELD_OUT = f" of those held out for verification{NOTHING_WRITTEN}"
 # dB below which an output deserves a look
 LOW_SQNR = 10.0
 
@@ -148,7 +149,7 @@ def verify(
             quantized = stack.enter_context(open_runner(result))
         except RuntimeFailureError as error:
             raise ModelError(f"{source.label}: onnxruntime cannot load it: {error}") from error
-        outputs, _ = compare_outputs(reference, quantized, samples, note=NOTHING_WRITTEN)
+        outputs, _ = compare_outputs(reference, quantized, samples, note=HELD_OUT)
     unfused = len(stray_nodes(result)) if isinstance(result, Path) else None
     return Verification(len(samples), independent, tuple(outputs), unfused)
 

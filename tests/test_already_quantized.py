@@ -8,12 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import onnxruntime.quantization as ort_quantization
 import pytest
 
 import onnxq
 from tests.both_modes import assert_close, images, quantize, w
-from tests.models import Array, Feed, build, normal, ops, run, sqnr
+from tests.models import (
+    Array,
+    Feed,
+    build,
+    normal,
+    ops,
+    optimized_ops,
+    run,
+    sqnr,
+    weights_of,
+)
 
 P = "<pads=[1,1,1,1]>"
 FEEDS = [images(i) for i in range(12)]
@@ -163,3 +174,23 @@ def test_matmul_nbits(mode: str, whole: bool, tmp_path: Path) -> None:
     ]
     assert ops(path)["MatMulNBits"] == 1
     assert_close(model, path, feeds, mode)
+
+
+def test_dynamic_mode_on_top_of_a_static_model_keeps_its_int8_part(tmp_path: Path) -> None:
+    model = build(
+        "(float[N,8,8,8] x) => (float[N,8,8,8] y) { a = Conv<pads=[1,1,1,1]>(x, w) r = Relu(a)"
+        " b = Conv<pads=[1,1,1,1]>(r, w2) y = Relu(b) }",
+        {"w": normal(8, 8, 3, 3), "w2": normal(8, 8, 3, 3, seed=1)},
+    )
+    part, whole = tmp_path / "part.onnx", tmp_path / "whole.onnx"
+    data = [{"x": normal(1, 8, 8, 8, seed=i)} for i in range(8)]
+    onnxq.quantize_static(model, part, data, exclude=["n_b"], target="onnxruntime-x86")
+    assert optimized_ops(part)["QLinearConv"] == 1
+    report = onnxq.quantize_dynamic(part, whole)
+    assert report.settings["encoding"] == "fold"
+    assert any("Cast and Mul" in note for note in report.notes)
+    assert weights_of(whole)["w2_q"].dtype == np.int8
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxq.load_session(whole, options=options)
+    assert ops(tmp_path / "optimized.onnx")["QLinearConv"] == 1

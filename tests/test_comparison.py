@@ -245,6 +245,32 @@ def test_layers_of_a_dynamic_model_are_its_weights(options: Any) -> None:
     assert all(least < row.alone < math.inf for row in rows)
 
 
+def test_a_shared_weight_is_one_row_and_half_precision_is_compared() -> None:
+    net = build(
+        "(float[N,8] x) => (float[N,8] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, w) }",
+        {"w": normal(8, 8)},
+    )
+    data = feeds("x", (1, 8), 8)
+    model = onnxq.quantize_static(net, None, data, target=X86)
+    rows = [row.tensor for row in onnxq.compare(net, model, data, layers=True).layers]
+    assert sorted(rows) == sorted(set(rows))
+    half = build(
+        "(float16[N,8] x) => (float16[N,8] y) { y = MatMul(x, w) }",
+        {"w": normal(8, 8).astype(np.float16)},
+    )
+    halves = [{"x": d["x"].astype(np.float16)} for d in data]
+    for encoding in ("qdq", "fold"):
+        stored = onnxq.quantize_dynamic(half, encoding=encoding)
+        (row,) = onnxq.compare(half, stored, halves, layers=True).layers
+        assert row.tensor == "w"
+        assert 35 < row.alone < 60
+
+
+def test_an_offset_without_labels_is_a_mistake() -> None:
+    with pytest.raises(onnxq.OptionError, match="no labels"):
+        onnxq.compare(DIGITS, DIGITS, digits_data()[1][:3], label_offset=1)
+
+
 # the split
 
 

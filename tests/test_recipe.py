@@ -305,6 +305,101 @@ def test_symmetric_integers_are_as_many_below_the_middle_as_above(kind: Any) -> 
     assert np.abs(dequantize(q, params) - x)[inside].max() <= 1.0001 / 127
 
 
+SHARED = build(
+    "(float[N,16,8,8] x) => (float[N,16,8,8] y) { a = Conv<pads=[1,1,1,1]>(x, w) r = Relu(a)"
+    " y = Conv<pads=[1,1,1,1]>(r, w) }",
+    {"w": normal(16, 16, 3, 3)},
+)
+
+
+@pytest.mark.parametrize(
+    ("rules", "stored", "reason"),
+    [
+        ([Rule(nodes=("n_y",), bits=16)], [], "stays float, as others read it"),
+        ([Rule(ops=("Conv",), bits=16)], ["w_q"], "its weights are stored in 16 bits"),
+        (
+            [Rule(nodes=("n_a",), bits=16), Rule(nodes=("n_y",), leave_float=True)],
+            [],
+            "stays float, as others read it",
+        ),
+    ],
+)
+def test_16_bits_of_a_shared_weight(tmp_path: Path, rules: Any, stored: Any, reason: str) -> None:
+    data = feeds("x", (1, 16, 8, 8), 8)
+    report = onnxq.quantize_static(SHARED, tmp_path / "q.onnx", data, rules=rules)
+    found = weights_of(tmp_path / "q.onnx")
+    assert [name for name in found if name == "w_q"] == stored
+    skips = [skip for skip in report.skips if "16 bits" in skip.reason]
+    assert skips
+    assert all(reason in skip.reason for skip in skips)
+    assert all((skip.bytes == 0) == bool(stored) for skip in skips)
+
+
+def test_what_is_stored_in_16_bits_is_no_float_weight_among_the_skips(tmp_path: Path) -> None:
+    model = build(
+        "(float[5,1,8] x) => (float[5,1,1,6] y) { y, h, c = LSTM<hidden_size=6>(x, w, r) }",
+        {"w": normal(1, 24, 8), "r": normal(1, 24, 6)},
+    )
+    rules = [Rule(ops=("LSTM",), bits=16)]
+    report = onnxq.quantize_static(
+        model, tmp_path / "q.onnx", feeds("x", (5, 1, 8), 4), rules=rules
+    )
+    assert {w.tensor for w in report.placement.weights} == {"w", "r"}
+    (skip,) = report.skips
+    assert "its weights are stored in 16 bits" in skip.reason
+    assert skip.bytes == 0
+
+
+def test_a_name_with_brackets_can_be_written_as_it_is() -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(NET)
+    model.graph.node[0].name = "layer[0]/conv"
+    report = onnxq.plan(model, DynamicRecipe(exclude=("layer[0]/conv",)))
+    assert {w.tensor for w in report.placement.weights} == {"w2", "w3"}
+
+
+@pytest.mark.parametrize("settings", [{"leave_float": True}, {"bits": 16}])
+def test_a_rule_on_an_input_that_means_nothing_there(settings: Any) -> None:
+    with pytest.raises(onnxq.OptionError, match="matches inputs of the model only"):
+        onnxq.plan(NET, StaticRecipe(rules=(Rule(nodes=("x",), **settings),)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        (DynamicRecipe, {"bits": 8.0}, "bits must be an integer, got 8.0"),
+        (DynamicRecipe, {"symmetric": "yes"}, "symmetric must be True or False"),
+        (DynamicRecipe, {"include": "Conv*"}, "include must be a tuple"),
+        (DynamicRecipe, {"rules": ({"bits": 8},)}, "rules must be a tuple of Rule values"),
+        (StaticRecipe, {"percentile": "0.9"}, "percentile must be a number"),
+        (StaticRecipe, {"samples": 2.5}, "samples must be an integer"),
+        (Rule, {"nodes": "a*", "bits": 16}, "nodes must be a tuple"),
+    ],
+)
+def test_values_of_another_type_are_refused(kind: Any, settings: Any, words: str) -> None:
+    with pytest.raises(onnxq.OptionError, match=words.replace("*", r"\*")):
+        kind(**settings)
+
+
+def test_a_single_pattern_is_not_a_list_of_letters() -> None:
+    with pytest.raises(onnxq.OptionError, match="include must be a list of names"):
+        onnxq.quantize_dynamic(NET, include="Conv*")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("r.json", '{"mode": ["dynamic"]}'),
+        ("r.json", '{"mode": "static", "percentile": 1' + "0" * 400 + "}"),
+        ("r.json", '{"mode": "static", "rules": ' + "[" * 100_000 + "}"),
+    ],
+)
+def test_absurd_files_are_one_error(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(onnxq.OptionError):
+        load_recipe(tmp_path / name)
+
+
 # the same bytes again
 
 
@@ -378,3 +473,63 @@ def test_integer_inputs_and_outputs(tmp_path: Path, name: str) -> None:
     assert report.verification is not None
     assert all(o.sqnr > 20 for o in report.verification.outputs)
     assert sum("real value" in note for note in report.notes) == len(io)
+
+
+OVERRIDDEN = [
+    "b = Add(a, c) z = Conv<pads=[1,1,1,1]>(b, w2)",
+    "b = Mul(a, c) z = Conv<pads=[1,1,1,1]>(b, w2)",
+    "b = Concat<axis=0>(a, c) z = Conv<pads=[1,1,1,1]>(b, w2)",
+    "k = Conv<pads=[1,1,1,1]>(c, w2) z = Add(a, k)",
+]
+
+
+@pytest.mark.parametrize("integer_io", [False, True])
+@pytest.mark.parametrize("body", OVERRIDDEN)
+def test_a_constant_that_a_caller_may_override_stays_float(body: str, integer_io: bool) -> None:
+    net = build(
+        "(float[N,3,8,8] x, float[1,4,8,8] c) => (float[M,4,8,8] z) {"
+        f" a = Conv<pads=[1,1,1,1]>(x, w) {body} }}",
+        {"w": normal(4, 3, 3, 3), "w2": normal(4, 4, 3, 3, seed=1), "c": normal(1, 4, 8, 8)},
+    )
+    data = feeds("x", (1, 3, 8, 8), 8)
+    model = onnxq.quantize_static(net, None, data, integer_io=integer_io)
+    (output,) = onnxq.compare(net, model, data).outputs
+    assert output.sqnr > 25
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_input_that_is_also_an_output_stays_float(target: str) -> None:
+    net = build(
+        "(float[N,3,8,8] x) => (float[N,4,8,8] a, float[N,3,8,8] x) {"
+        " a = Conv<pads=[1,1,1,1]>(x, w) }",
+        {"w": normal(4, 3, 3, 3)},
+    )
+    data = feeds("x", (1, 3, 8, 8), 8)
+    model = onnxq.quantize_static(net, None, data, integer_io=True, target=target)
+    outputs = {o.output: o for o in onnxq.compare(net, model, data).outputs}
+    assert outputs["a"].sqnr > 25
+    assert outputs["x"].max_error == 0
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_the_rest_of_a_model_with_integer_inputs_and_outputs(tmp_path: Path, mode: str) -> None:
+    net = build(
+        "(float[N,3,8,8] x) => (float[N,4,8,8] z) { a = Conv<pads=[1,1,1,1]>(x, w) b = Tanh(a)"
+        " z = Conv<pads=[1,1,1,1]>(b, w2) }",
+        {"w": normal(4, 3, 3, 3), "w2": normal(4, 4, 3, 3, seed=1)},
+    )
+    data = feeds("x", (1, 3, 8, 8), 8)
+    part, whole = tmp_path / "part.onnx", tmp_path / "whole.onnx"
+    first = onnxq.quantize_static(net, part, data, integer_io=True, exclude=["n_a"])
+    if mode == "dynamic":
+        report = onnxq.quantize_dynamic(part, whole)
+    else:
+        io = first.settings["integer_io"]["x"]
+        q = [{"x": np.rint(d["x"] / io["scale"] + io["zero_point"]).clip(0, 255)} for d in data]
+        integers = [{"x": d["x"].astype(io["dtype"])} for d in q]
+        report = onnxq.quantize_static(part, whole, integers)
+        assert report.verification is not None
+        assert report.verification.outputs[0].sqnr > 20
+    assert report.settings["integer_io"]["x"] == first.settings["integer_io"]["x"]
+    (output,) = onnxq.compare(net, whole, data).outputs
+    assert output.sqnr > 20

@@ -301,3 +301,40 @@ def test_a_source_that_fails_half_way(tmp_path: Path, data: Any, words: list[str
         assert word in str(caught.value)
     assert caught.value.__cause__ is not None
     assert not out.exists()
+
+
+# outputs that are inputs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("dynamic", "m.onnx", "-o", "q.onnx", "--report", "m.onnx"), "m.onnx: is an input itself"),
+        (("dynamic", "m.onnx", "-o", "./m.onnx"), "is an input itself"),
+        (
+            ("dynamic", "m.onnx", "-o", "q.onnx", "--report", "./q.onnx"),
+            "the output and the report",
+        ),
+        (("dynamic", "m.onnx", "-o", "q.onnx", "--test-model", "q.onnx"), "and the test model"),
+        (("dynamic", "m.onnx", "-o", "r.toml", "--recipe", "r.toml"), "is an input itself"),
+        (("static", "m.onnx", "-o", "x.npy", "--data", "x.npy"), "x.npy: is an input itself"),
+        (
+            ("static", "m.onnx", "-o", "q.onnx", "--data", "x.npy", "--report", "x.npy"),
+            "is an input",
+        ),
+        (("calibrate", "m.onnx", "-o", "m.onnx", "--data", "x.npy"), "m.onnx: is an input itself"),
+        (("calibrate", "m.onnx", "-o", "x.npy", "--data", "x.npy"), "x.npy: is an input itself"),
+    ],
+)
+def test_nothing_that_is_read_is_written_over(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    shutil.copy(DIGITS, tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", digits_data()[0][:8])
+    (tmp_path / "r.toml").write_text('mode = "dynamic"\n')
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    done = command(*arguments, cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -330,7 +330,8 @@ def recipe_of(settings: Settings, mode: str | None) -> Recipe:
         if one in given:
             base.pop(other, None)
     if "images" in given:
-        given["images"] = {**base.get("images", {}), **given["images"]}
+        before = base.get("images", {})
+        given["images"] = {**(before if isinstance(before, dict) else {}), **given["images"]}
     return recipe_from_dict({**base, **given, "mode": mode}, str(path) if path else "options")
 
 

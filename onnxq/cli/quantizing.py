@@ -32,6 +32,14 @@ ReportFile = Annotated[
 ]
 
 
+def check_recipe_file(settings: Settings, *outputs: Path | None) -> None:
+    """Raises OutputError if the recipe file would be written over."""
+    from onnxq.files import check_apart
+
+    for path in outputs:
+        check_apart({"the output": path}, [settings["recipe"]] if settings["recipe"] else [])
+
+
 @takes(dynamic_options)
 def dynamic(
     model: Model,
@@ -47,6 +55,7 @@ def dynamic(
     recipe = recipe_of(settings, "dynamic")
     from onnxq.api import quantize
 
+    check_recipe_file(settings, output, test_model, report)
     done = quantize(model, output, recipe, test_model=test_model, report=report)
     print_report(done, as_json=json)
 
@@ -63,6 +72,7 @@ def static(
     recipe = recipe_of(settings, "static")
     from onnxq.api import quantize
 
+    check_recipe_file(settings, output, report)
     with progress_bar("calibrating") as progress:
         done = quantize(model, output, recipe, report=report, progress=progress)
     print_report(done, as_json=json)
@@ -73,10 +83,12 @@ def calibrate(model: Model, output: Output, settings: Settings, json: Json = Fal
     """Collect statistics once, for any method and any target of `static --statistics`."""
     recipe = recipe_of(settings, "static")
     from onnxq.api import calibrate as collect
-    from onnxq.files import check_writable
+    from onnxq.files import check_apart, check_writable
     from onnxq.recipe import StaticRecipe
 
     assert isinstance(recipe, StaticRecipe)
+    inputs = (model, recipe.data, settings["recipe"])
+    check_apart({"the output": output}, [Path(path) for path in inputs if path])
     check_writable(output)
     with progress_bar("calibrating") as progress:
         calibration = collect(model, recipe=recipe, progress=progress)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.errors import OutputError
+
 if TYPE_CHECKING:
     import onnxruntime as ort
 
@@ -54,7 +56,10 @@ def run_demo(directory: Path | None = None) -> list[DemoRow]:
     """Quantize, and measure top-1 on the held-out images, size and latency of all four."""
     with tempfile.TemporaryDirectory(prefix="onnxq-demo-") as temporary:
         folder = directory or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: no directory can be made there: {error}") from error
         return _compare(_quantize(folder))
 
 

@@ -144,6 +144,11 @@ def benchmark(
     """
     if batch < 1 or seconds < 0 or (threads is not None and threads < 1):
         raise OptionError("batch and threads have to be at least 1, and seconds not negative")
+    if data is not None and batch != 1:
+        raise OptionError("batch is for random inputs: with data, give the batch there")
+    both = sorted(set(data or ()) & set(shapes or ()))
+    if both:
+        raise OptionError(f"input {both[0]!r} has its shape from the data: leave out its shape")
     # what a converter wrote stays until this returns
     found = [onnx_file(Path(path)) for path in (float_model, quantized)]
     paths = [path for path, _ in found]

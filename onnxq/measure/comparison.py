@@ -124,6 +124,8 @@ def compare(
         )
     if labels is not None and counted is None:
         raise DataError("labels are given, but no output is class scores, [1, classes] a sample")
+    if counted is None and (label_offset or label_classes is not None):
+        raise OptionError("there are no labels that the classes or the offset would be of")
     return ComparisonReport(
         one.label,
         other.label,

@@ -21,7 +21,7 @@ LABEL_ARRAYS = ("label", "labels")
 def load_labels(path: Path) -> IntArray:
     """Labels of a CSV (column `label`), an .npy, or an .npz with an array `label` or `labels`."""
     try:
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             with open(path, newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file)
                 if "label" not in (reader.fieldnames or ()):

@@ -78,6 +78,7 @@ def compare_layers(
     known = {v.name: v for v in floats.ir.graph.inputs}
     known |= {v.name: v for node in floats.ir.graph for v in node.outputs}
     found = [q for q in _activations(quantized.ir) if q.tensor in known]
+    found = list({q.tensor: q for q in found}.values())  # several pairs of Q and DQ on one tensor
     rows = [
         *_weights(floats.ir, quantized.ir),
         *_run(floats.ir, quantized, found, samples, progress),
@@ -102,7 +103,7 @@ def compare_layers(
 def _activations(model: ir.Model) -> Iterator[_Quantized]:
     """The tensors behind a QuantizeLinear, and the inputs that are integers themselves."""
     seen: set[str] = set()
-    for node in model.graph:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         source, result = node.inputs[0], node.outputs[0]
@@ -113,11 +114,11 @@ def _activations(model: ir.Model) -> Iterator[_Quantized]:
         if scale.ndim != 0 or zero_point.dtype.kind not in "iu":
             continue
         name = source.name or ""
-        if node.op_type == "QuantizeLinear" and constant(source) is None:
+        if node.graph is model.graph and node.op_type == "QuantizeLinear" and not constant(source):
             # an output that is integers has taken over the tensor's name
             tensor = result.name or "" if result.is_graph_output() else name
             yield _Quantized(tensor, result.name or "", scale, zero_point)
-        elif source.is_graph_input() and name not in seen:
+        elif source in model.graph.inputs and name not in seen:
             seen.add(name)
             yield _Quantized(name, name, scale, zero_point)
 
@@ -188,6 +189,7 @@ def _open(
 def _weights(floats: ir.Model, quantized: ir.Model) -> Iterator[LayerComparison]:
     """Weights by name: stored as integers, and dequantized in any of the forms onnxq writes."""
     originals = {v.name: v for v in initializers(floats)}
+    seen: set[str] = set()
     for node in ir.traversal.RecursiveGraphIterator(quantized.graph):
         restored = _restored(node)
         if restored is None:
@@ -195,9 +197,10 @@ def _weights(floats: ir.Model, quantized: ir.Model) -> Iterator[LayerComparison]
         name, values = restored
         original = originals.get(name)
         tensor = constant(original)
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+        if tensor is None or not tensor.dtype.is_floating_point() or name in seen:
             continue
-        x = tensor.numpy()
+        seen.add(name)
+        x = np.asarray(tensor.numpy(), np.float32)
         if x.shape != values.shape:
             continue
         sums = ErrorSums(centred=False)
@@ -239,7 +242,11 @@ def _restored(node: ir.Node) -> tuple[str, Array] | None:
         zero_point = constant(step.inputs[1]) if step.op_type == "Sub" else None
         if zero_point is not None:
             x = x - zero_point.numpy()
-    return node.outputs[0].name or "", x * factor.numpy()
+    output = node.outputs[0]
+    readers = [reader for reader, _ in output.uses()]
+    if len(readers) == 1 and readers[0].op_type == "Cast":  # to half or double precision
+        output = readers[0].outputs[0]
+    return output.name or "", x * factor.numpy()
 
 
 def _reader(model: ir.Model, row: LayerComparison) -> ir.Node | None:

@@ -26,7 +26,7 @@ from onnxq.numerics.quantize import fake_quantize
 from onnxq.numerics.statistics import TensorStatistics
 from onnxq.qtypes import Float64Array
 
-__all__ = ["BINS", "METHODS", "Range", "RangeOptions", "kl_threshold"]
+__all__ = ["BINS", "METHODS", "RANGES_ONLY", "Range", "RangeOptions", "kl_threshold"]
 
 BINS = 2048
 # Shares of the full range that mse and emd try
@@ -226,6 +226,9 @@ def _cut(stats: TensorStatistics, alpha: float) -> Range:
 
 
 Method = Callable[[TensorStatistics, RangeOptions], Range]
+
+# Methods that need no histogram
+RANGES_ONLY = frozenset({"avg", "abs_max", "min_max"})
 
 METHODS: dict[str, Method] = {
     "KL": kl,

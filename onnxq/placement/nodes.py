@@ -19,7 +19,7 @@ whether its inputs come as integers (supply) and its outputs are read as integer
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 
@@ -53,7 +53,7 @@ class ChosenNodes:
     quantized: those that do.
     integers: tensors that exist as integers, because their producers fuse with a QuantizeLinear.
     borders: float inputs and outputs of the graph that become integers.
-    skips: the nodes that stay float, with the reason.
+    wide: those that the user wants in more than 8 bits, for which there are no kernels.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class ChosenNodes:
     ) -> None:
         self._prepared, self._target, self._integer_io = prepared, target, integer_io
         self._graph = prepared.ir.graph
-        self.skips: list[Skip] = []
+        self._left: list[tuple[ir.Node, str]] = []
+        self.wide: set[ir.Node] = set()
         self.rules: dict[ir.Node, OpRule] = {}
         self.quantized: dict[ir.Node, OpRule] = {}
         self.integers: set[ir.Value] = set()
@@ -83,12 +84,14 @@ class ChosenNodes:
             choice = choices.of(node)
             reason = integer.get(name) or choice.left or fused.get(name)
             reason = reason or self._refusal(node, rule)
-            if reason is None and choice.bits > INT8.bits:
-                self.skip(node, f"{choice.bits} bits: it calculates in float", stored=True)
+            if choice.bits > INT8.bits and choice.left is None:
+                self.wide.add(node)
+            if reason is None and node in self.wide:
+                self.leave(node, f"{choice.bits} bits have no int8 kernel: it calculates in float")
             elif rule is not None and reason is None:
                 self.rules[node] = rule
             elif reason is not None and (name in integer or _is_float(node)):
-                self.skip(node, reason)
+                self.leave(node, reason)
 
     def _choose(self) -> None:
         for node in self._graph:
@@ -99,20 +102,37 @@ class ChosenNodes:
                 self.quantized[node] = rule
                 self.integers.update(self.integer_outputs(node))
             elif rule.role is Role.ELEMENTWISE:
-                self.skip(node, "not between quantized tensors: int8 would cost time here")
+                self.leave(node, "not between quantized tensors: int8 would cost time here")
         if self._integer_io:
             ends = (*self._graph.inputs, *self._graph.outputs)
             self.borders = [value for value in ends if _becomes_integer(value)]
             self.integers.update(self.borders)
 
-    def skip(self, node: ir.Node, reason: str, *, stored: bool = False) -> None:
-        """Note that a node stays float. stored: although its weights become integers."""
+    def leave(self, node: ir.Node, reason: str) -> None:
+        """Note that a node stays float."""
+        self._left.append((node, reason))
+
+    def skips(self, stored: Collection[str]) -> tuple[Skip, ...]:
+        """The nodes that stay float. stored: weights that become integers all the same."""
+        return tuple(self._skip(node, reason, stored) for node, reason in self._left)
+
+    def _skip(self, node: ir.Node, reason: str, stored: Collection[str]) -> Skip:
         rule = rule_of(node)
-        slots = rule.weights if rule is not None and not stored else ()
-        tensors = [constant(node.inputs[s.index]) for s in slots if s.index < len(node.inputs)]
-        size = sum(t.nbytes for t in tensors if t is not None)
+        slots = rule.weights if rule is not None else ()
+        weights = [
+            (value.name, tensor)
+            for slot in slots
+            if slot.index < len(node.inputs)
+            and (value := node.inputs[slot.index]) is not None
+            and (tensor := constant(value)) is not None
+        ]
+        kept = [tensor for name, tensor in weights if name not in stored]
+        if weights and not kept:
+            reason += "; its weights are stored in 16 bits"
+        elif node in self.wide and kept:
+            reason += "; its weight stays float, as others read it in 8 bits or in float"
         label = self._prepared.names.label(node)
-        self.skips.append(Skip("node", label, node.op_type, reason, size))
+        return Skip("node", label, node.op_type, reason, sum(t.nbytes for t in kept))
 
     def _refusal(self, node: ir.Node, rule: OpRule | None) -> str | None:
         """Why a node cannot run in int8, None if it can."""
@@ -124,6 +144,9 @@ class ChosenNodes:
             return f"{node.op_type} has no int8 kernel on {self._target.name}"
         if node.op_type not in self._target.ops:
             return f"{node.op_type} has no int8 kernel on {self._target.name}"
+        operands = [node.inputs[i] for i in rule.activation_inputs(node)]
+        if any(v is not None and v.is_graph_input() and v.is_initializer() for v in operands):
+            return OVERRIDABLE
         if rule.role is Role.CORE:
             weight = node.inputs[1] if len(node.inputs) > 1 else None
             tensor = constant(weight)

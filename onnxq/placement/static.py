@@ -41,7 +41,7 @@ def place_static(
     """
     check_something_is_float(prepared, static=True)
     chosen = ChosenNodes(prepared, choices, target, integer_io)
-    return _Placer(prepared, choices, target, chosen).place(integer_io=integer_io)
+    return _Placer(prepared, choices, target, chosen).place()
 
 
 class _Placer:
@@ -53,20 +53,26 @@ class _Placer:
         self.prepared, self.choices, self.target, self.chosen = prepared, choices, target, chosen
         self.graph = prepared.ir.graph
         self.quantized, self.integers = chosen.quantized, chosen.integers
+        self.owners: dict[ir.Value, ir.Value] = {}
+        for node in self.graph:  # in this order no question recurses deeply
+            for output in node.outputs:
+                self._owner(output)
 
-    def place(self, *, integer_io: bool) -> Placement:
-        weights, biases = self._weights(), self._biases()
-        self._skip_bodies()
+    def place(self) -> Placement:
+        kernels, biases = self._weights(), self._biases()
+        known = {weight.tensor for weight in kernels}
+        stored = [weight for weight in self._stored() if weight.tensor not in known]
+        self._leave_bodies()
         activations = self._activations()
         return Placement(
-            weights=weights,
+            weights=(*kernels, *stored),
             activations=activations,
             biases=biases,
-            skips=tuple(self.chosen.skips),
+            skips=self.chosen.skips({weight.tensor for weight in stored}),
             target=self.target.name,
             guarded=self._guarded(activations),
             measured=self._measured(),
-            integer_io=integer_io,
+            borders=frozenset(value.name or "" for value in self.chosen.borders),
             labels={n.name or "": self.prepared.names.label(n) for n in self.graph},
         )
 
@@ -117,17 +123,18 @@ class _Placer:
 
     def _owner(self, value: ir.Value) -> ir.Value:
         """The tensor whose range a view passes on (whether the view runs in int8 or not)."""
+        if value not in self.owners:
+            self.owners[value] = self._find_owner(value)
+        return self.owners[value]
+
+    def _find_owner(self, value: ir.Value) -> ir.Value:
         node = value.producer()
-        while (
-            node is not None
-            and node in self.chosen.rules
-            and self.chosen.rules[node].role is Role.VIEW
-        ):
-            source = node.inputs[0]
-            if source is None or source.is_initializer():
-                break
-            value, node = source, source.producer()
-        return value
+        if node is None or node not in self.chosen.rules:
+            return value
+        source = node.inputs[0]
+        if self.chosen.rules[node].role is not Role.VIEW or source is None:
+            return value
+        return value if source.is_initializer() else self._owner(source)
 
     def _joins(self, value: ir.Value, placed: Iterable[ir.Value]) -> tuple[str, ...]:
         """The owners of what a quantized Concat puts together, if all of it is quantized.
@@ -173,8 +180,7 @@ class _Placer:
         for value, readers_of in constants.items():
             spec = self.target.activation
             placed.append(self._weight(value, spec, tuple(readers_of), "constant"))
-        known = {weight.tensor for weight in placed}
-        return (*placed, *(w for w in self._stored() if w.tensor not in known))
+        return tuple(placed)
 
     def _stored(self) -> list[WeightPlacement]:
         """Weights of nodes that the recipe wants in more than 8 bits: stored so, read as float.
@@ -210,7 +216,7 @@ class _Placer:
             if not self.target.integer_bias or bias is None or rule.bias is None or data is None:
                 continue
             if constant(bias) is None:
-                self.chosen.skip(node, "its bias is not a constant and stays float")
+                self.chosen.leave(node, "its bias is not a constant and stays float")
                 continue
             name = weight[0].name if weight and weight[0] is not None else ""
             use = Use(node.name or "", rule.bias)
@@ -247,12 +253,12 @@ class _Placer:
             if rule.role is Role.CORE
         }
 
-    def _skip_bodies(self) -> None:
+    def _leave_bodies(self) -> None:
         for node in ir.traversal.RecursiveGraphIterator(self.graph):
             rule = rule_of(node)
             if node.graph is self.graph or rule is None:
                 continue
             if any(constant(node.inputs[slot.index]) for slot in rule.weights):
-                self.chosen.skip(
+                self.chosen.leave(
                     node, "in the body of an If, Loop or Scan: static mode leaves those"
                 )

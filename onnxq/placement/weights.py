@@ -38,7 +38,8 @@ FLOATS = frozenset(
 EMPTY = "its weight has no elements"
 NOT_FLOAT32 = "its weight is {}: static mode quantizes float32 only"
 OVERRIDABLE = (
-    "its weight is also a graph input, which a caller may override: take it off the inputs"
+    "a constant that it reads is also a graph input, which a caller may override: take it off the "
+    "inputs"
 )
 
 
