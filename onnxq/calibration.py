@@ -106,7 +106,9 @@ class Calibration:
         except FileNotFoundError as error:
             raise CalibrationError(f"{path}: no such statistics file") from error
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-            raise CalibrationError(f"{path}: not a statistics file: {error}") from error
+            raise CalibrationError(
+                f"{path}: not a statistics file, or a damaged one; `onnxq calibrate` writes them"
+            ) from error
         return Calibration(header["fingerprint"], header["samples"], tensors, means)
 
 

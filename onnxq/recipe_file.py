@@ -90,6 +90,9 @@ def _build(kind: type, settings: Mapping[str, Any], label: str, where: str = "")
         if key not in names:
             close = near(key, names)
             close = close if "near" in close else ""
+            other = [mode for mode, recipe in MODES.items() if recipe is not kind and where]
+            if any(key in {f.name for f in dataclasses.fields(MODES[mode])} for mode in other):
+                raise OptionError(f"{label}: {key!r} is for {other[0]} mode, and this is not")
             raise OptionError(
                 f"{label}: unknown key {key!r}{where}{close}; valid are {', '.join(names)}"
             )

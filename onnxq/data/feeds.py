@@ -34,6 +34,7 @@ __all__ = [
     "reading",
     "reads_concurrently",
     "split",
+    "why_unreadable",
 ]
 
 Feed = Mapping[str, Array]
@@ -129,6 +130,13 @@ def cause_of(error: BaseException) -> str:
     """Type and text of an exception, in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def why_unreadable(error: BaseException) -> str:
+    """Why numpy cannot read a file, without its advice to trust the file."""
+    if "allow_pickle" in str(error) or "pickle" in str(error).lower():
+        return "it is no file of plain arrays (pickled objects are never loaded)"
+    return " ".join(str(error).split())
 
 
 def quoted(names: Iterable[str]) -> str:

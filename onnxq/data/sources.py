@@ -33,6 +33,7 @@ from onnxq.data.feeds import (
     reading,
     reads_concurrently,
     split,
+    why_unreadable,
 )
 from onnxq.errors import DataError
 from onnxq.qtypes import Array, IntArray
@@ -239,7 +240,7 @@ def read_file(path: Path) -> Array | dict[str, Array]:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise DataError(f"{path}: cannot be read: {why_unreadable(error)}") from error
 
 
 def _by_name(

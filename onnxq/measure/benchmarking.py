@@ -235,7 +235,8 @@ def _memory(path: Path, entries: Mapping[str, str], threads: int | None, feed: F
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *([known] if known else [])])}
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         values = Path(folder) / "feed.npz"
-        np.savez(values, allow_pickle=False, **feed)
+        arrays: dict[str, Any] = dict(feed)
+        np.savez(values, **arrays)
         job = {
             "path": os.path.abspath(path),
             "entries": dict(entries),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxq.data.feeds import why_unreadable
 from onnxq.errors import DataError, OptionError
 from onnxq.qtypes import Array, IntArray
 
@@ -42,7 +43,7 @@ def load_labels(path: Path) -> IntArray:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: labels cannot be read: {error}") from error
+        raise DataError(f"{path}: labels cannot be read: {why_unreadable(error)}") from error
 
 
 def as_labels(array: Array, label: str) -> IntArray:
