@@ -23,8 +23,8 @@ import onnxq
 from benchmarks.assets import ASSETS
 from benchmarks.common import plain_session, random_feed
 from benchmarks.models import MODELS
+from onnxq.measure.timing import latencies
 from onnxq.report import Report
-from onnxq.verify import latencies
 
 ENCODINGS: tuple[Literal["qdq", "fold"], ...] = ("qdq", "fold")
 LOADS = 7

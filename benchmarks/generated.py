@@ -16,7 +16,7 @@ from rich.table import Table
 import onnxq
 from benchmarks.common import optimized_ops, plain_session
 from benchmarks.models import MODELS, random_inputs
-from onnxq.verify import latencies
+from onnxq.measure.timing import latencies
 
 # network -> QLinearConv, QLinearAdd, speed-up with VNNI that are to be reached
 BARS = {"resnet50": (53, 16, 2.4), "mobilenet_v1": (27, 0, 1.8)}

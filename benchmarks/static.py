@@ -26,8 +26,8 @@ import onnxq
 from benchmarks.assets import NETWORKS, Images, Network, load_images
 from benchmarks.common import optimized_ops, plain_session
 from onnxq.measure.comparison import compare_outputs
+from onnxq.measure.timing import latencies
 from onnxq.runner import Runner
-from onnxq.verify import latencies
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types

@@ -137,7 +137,6 @@ class _Collector:
             if name not in values:
                 raise CalibrationError(f"{self.label}: there is no tensor {name!r}")
             outputs.append(values[name])
-        self._fetched = [value.name or "" for value in outputs]
         self._averaged: list[tuple[str, ir.Value]] = []
         for name, axis in request.means.items():
             self._averaged.append((name, _channel_means(self.model.graph, values[name], axis)))

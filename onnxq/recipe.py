@@ -176,11 +176,6 @@ class DynamicRecipe(_Common):
                 )
 
     @property
-    def widest(self) -> int:
-        """The most bits that it asks for."""
-        return max([self.bits, *(rule.bits for rule in self.rules if rule.bits)])
-
-    @property
     def narrowest(self) -> int:
         """The fewest bits that it asks for."""
         return min([self.bits, *(rule.bits for rule in self.rules if rule.bits)])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx.checker
 import onnxruntime as ort
@@ -18,7 +16,6 @@ from onnxq.data.sources import NOTHING_WRITTEN
 from onnxq.errors import ModelError
 from onnxq.measure.comparison import OutputComparison, compare_outputs
 from onnxq.measure.fusion import stray_nodes
-from onnxq.measure.timing import interleaved
 from onnxq.model import SourceModel
 from onnxq.runner import open_runner
 from onnxq.runtime import (
@@ -27,12 +24,11 @@ from onnxq.runtime import (
     foreign_ops,
     model_size,
     one_line,
-    run,
     serialized,
     session,
 )
 
-__all__ = ["Verification", "check_result", "latencies", "verify"]
+__all__ = ["Verification", "check_result", "verify"]
 
 HELD_OUT = f" of those held out for verification{NOTHING_WRITTEN}"
 # dB below which an output deserves a look
@@ -152,21 +148,3 @@ def verify(
         outputs, _ = compare_outputs(reference, quantized, samples, note=HELD_OUT)
     unfused = len(stray_nodes(result)) if isinstance(result, Path) else None
     return Verification(len(samples), independent, tuple(outputs), unfused)
-
-
-def latencies(
-    sessions: Sequence[ort.InferenceSession],
-    feed: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]],
-    *,
-    rounds: int = 10,
-    seconds: float = 1.0,
-) -> list[float]:
-    """Median seconds of one run of each session, taken in turn so that drift hits all alike.
-
-    rounds: at least so many; more until `seconds` have passed.
-    """
-    for active in sessions:
-        run(active, feed)
-    runs = [functools.partial(active.run, None, dict(feed)) for active in sessions]
-    times = interleaved(runs, rounds=rounds, seconds=seconds)
-    return [float(median) for median in np.median(times, axis=(0, 2))]

@@ -80,8 +80,8 @@ def _quantize(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _compare(models: list[tuple[str, Path]]) -> list[DemoRow]:
+    from onnxq.measure.timing import latencies
     from onnxq.session import load_session
-    from onnxq.verify import latencies
 
     _, images, labels = digits_data()
     sessions = [load_session(path) for _, path in models]

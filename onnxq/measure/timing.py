@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnxruntime as ort
 
 from onnxq.qtypes import Float64Array
+from onnxq.runtime import Feed, run
 
-__all__ = ["Spread", "interleaved"]
+__all__ = ["Spread", "interleaved", "latencies"]
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,21 @@ def interleaved(
         taken.append(row)
         order.reverse()
     return np.array(taken[1:], np.float64)
+
+
+def latencies(
+    sessions: Sequence[ort.InferenceSession],
+    feed: Feed,
+    *,
+    rounds: int = 10,
+    seconds: float = 1.0,
+) -> list[float]:
+    """Median seconds of one run of each session, taken in turn so that drift hits all alike.
+
+    rounds: at least so many; more until `seconds` have passed.
+    """
+    for active in sessions:
+        run(active, feed)
+    runs = [functools.partial(active.run, None, dict(feed)) for active in sessions]
+    times = interleaved(runs, rounds=rounds, seconds=seconds)
+    return [float(median) for median in np.median(times, axis=(0, 2))]

@@ -30,7 +30,7 @@ from onnxq.selection import Choice, Choices
 __all__ = ["EMPTY", "NOT_FLOAT32", "OVERRIDABLE", "granularity_of", "place_weights"]
 
 GIVEN = "given as an output"
-# Types of weights that dynamic mode stores as integers; the first is calculated in
+# Types of weights that dynamic mode stores as integers; it calculates in float32
 FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
