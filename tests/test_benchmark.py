@@ -84,6 +84,12 @@ def test_print(report: BenchmarkReport) -> None:
     assert "QLinearConv" in text
     assert "turns the model's float input 'image' into integers" in text
     assert all(len(line.rstrip()) <= 100 for line in text.splitlines())
+    listed = text.partition("each of them")[2].splitlines()[2:]
+    assert len(listed) >= len(report.fusion.strays) > 0
+    for stray in report.fusion.strays:
+        row = next(line for line in listed if stray.tensor in line)
+        assert stray.reason.value in row
+        assert str(stray.consumers[0]) in row
 
 
 def test_print_without_memory(report: BenchmarkReport) -> None:

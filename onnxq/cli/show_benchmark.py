@@ -91,14 +91,38 @@ def _print_strays(fusion: Fusion, console: Console) -> None:
         first = group[0]
         example = "" if len(group) == 1 or len({s.why for s in group}) == 1 else "for one, "
         remedy = f"\n[dim]{escape(first.remedy)}[/]" if first.remedy else ""
-        kind = "Q" if first.op_type == "QuantizeLinear" else "DQ"
         table.add_row(
             f"{sum(s.share or 0 for s in group):.1%}",
             str(len(group)),
-            kind,
+            _kind(first),
             escape(example + first.why) + remedy,
         )
     console.print(table, soft_wrap=False)
+    console.print("\neach of them, with the nodes it stands between:")
+    each = _table(("time", "right"), ("", "left"), ("tensor", "left"), ("between", "left"))
+    each.add_column("rule", no_wrap=True)
+    for stray in fusion.strays:
+        each.add_row(
+            "" if stray.share is None else f"{stray.share:.1%}",
+            _kind(stray),
+            escape(stray.tensor),
+            escape(_between(stray)),
+            stray.reason.value,
+        )
+    console.print(each, soft_wrap=False)
+
+
+def _kind(stray: Stray) -> str:
+    return "Q" if stray.op_type == "QuantizeLinear" else "DQ"
+
+
+def _between(stray: Stray) -> str:
+    """The node before and those behind, of which the first is named."""
+    before = str(stray.producer) if stray.producer is not None else "an input or constant"
+    if not stray.consumers:
+        return f"{before} and an output"
+    more = f" and {len(stray.consumers) - 1} more" if len(stray.consumers) > 1 else ""
+    return f"{before} and {stray.consumers[0]}{more}"
 
 
 def _groups(strays: Sequence[Stray]) -> list[list[Stray]]:
@@ -116,7 +140,7 @@ def _table(*columns: tuple[str, str]) -> Table:
         table.add_column(
             heading,
             justify="right" if justify == "right" else "left",
-            no_wrap=heading != "why",
+            no_wrap=heading not in ("why", "tensor", "between"),
         )
     return table
 
