@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxq_paddle.worker.emit.op import EXTREME, Op
+from onnxq_paddle.worker.emit.op import EXTREME, FLOATS, Op
 
 __all__ = ["RULES"]
+
+PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
 def _concat(op: Op) -> None:
@@ -85,18 +87,21 @@ def _pad(op: Op) -> None:
     if any(cut):
         x = op.sliced(x, range(rank), cut[::2], [-v if v else EXTREME for v in cut[1::2]])
     ends = [[max(0, a), max(0, b)] for a, b in ends]
-    if mode == "constant":
-        value = float(fill.reshape(-1)[0]) if fill.size else 0.0
+    value = float(fill.reshape(-1)[0]) if fill.size else 0.0
+    if mode == "constant" and (op.dtype(x) not in FLOATS or any(map(any, ends[:-3])) or rank > 5):
         given = op.dtype(x)
         wide = given if given in ("float32", "float64", "int32", "int64") else "int32"
         attributes = {"paddings": [v for pair in ends for v in pair], "pad_value": value}
         op.cast(op.unary("pad", op.cast(x, wide), **attributes), given, op.y())
         return
-    _pad_around(op, x, ends, mode)
+    _pad_around(op, x, ends, mode, value)
 
 
-def _pad_around(op: Op, x: str, ends: list[list[int]], mode: str) -> None:
-    """By what is inside; Paddle has it for the last three of five dimensions."""
+def _pad_around(op: Op, x: str, ends: list[list[int]], mode: str, value: float) -> None:
+    """By pad3d, which pads the last three of five dimensions.
+
+    Not `pad`, where that can be had: its oneDNN kernel writes outside of its memory.
+    """
     rank = len(ends)
     first = next((i for i, pair in enumerate(ends) if any(pair)), rank)
     if rank - first > 3:
@@ -110,9 +115,9 @@ def _pad_around(op: Op, x: str, ends: list[list[int]], mode: str) -> None:
     y = op.unsqueezed(y, range(2, 2 + behind)) if behind else y
     last = [[0, 0]] * behind + ends[split:]
     paddings = [v for pair in reversed(last) for v in pair]
-    modes = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-    attributes = {"paddings": paddings, "mode": modes[mode], "value": 0.0, "data_format": "NCDHW"}
-    y = op.unary("pad3d", y, **attributes)
+    kind = PAD_MODES[mode]
+    attributes = {"paddings": paddings, "mode": kind, "data_format": "NCDHW"}
+    y = op.unary("pad3d", y, **attributes, value=value)
     inserted = [*range(len(ahead)), *range(2, 2 + behind)]
     op.squeezed(y, inserted, op.y()) if inserted else op.end(y)
 

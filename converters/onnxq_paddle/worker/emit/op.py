@@ -176,6 +176,13 @@ class Op:
         return self.run("transpose2", {"X": x}, {"axis": list(perm)}, to=to, beside=("XShape",))
 
     def squeezed(self, x: str, axes: Sequence[int], to: str | None = None) -> str:
+        """As a reshape where that can say it: Paddle's pass that fuses squeeze2 with transpose2
+        makes a transpose of the wrong rank."""
+        shape = self.shape(x)
+        dropped = {axis % len(shape) for axis in axes}
+        left = [d for i, d in enumerate(shape) if i not in dropped]
+        if left and left.count(-1) <= 1 and 0 not in left:
+            return self.reshaped(x, left, to)
         return self.run("squeeze2", {"X": x}, {"axes": list(axes)}, to=to, beside=("XShape",))
 
     def unsqueezed(self, x: str, axes: Sequence[int], to: str | None = None) -> str:
