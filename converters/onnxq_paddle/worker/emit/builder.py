@@ -104,6 +104,10 @@ class Builder:
         """The type as numpy calls it."""
         return NAMES[self._find(name).dtype()]
 
+    def has(self, name: str) -> bool:
+        """Whether the current block, or one around it, has the variable."""
+        return bool(self.block.has_var_recursive(name.encode()))
+
     def _find(self, name: str) -> Any:
         return self.block.find_var_recursive(name.encode())
 
@@ -127,7 +131,7 @@ class Builder:
         for slot, names in outputs.items():
             described.set_output(slot, _listed(names))
             for name in _listed(names):
-                if not self.block.has_var_recursive(name.encode()):
+                if not self.has(name):
                     self.variable(name, dtype=dtype)
         for name, value in attributes.items():
             if isinstance(value, core.BlockDesc):

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from onnxq_paddle.worker.emit.op import FLOATS, Op, numpy_type
+from onnxq_paddle.worker.emit.quantization import keeps_sign, source_of
 
 __all__ = ["RULES"]
 
 Rule = Callable[[Op], None]
 INTEGERS = ("int32", "int64")
+NEAR, HALF = 1e-6, 0.5
 
 # ONNX: Paddle, for floats, without attributes
 SAME = {
@@ -91,6 +93,9 @@ def _unary(kind: str, op: Op) -> None:
     if kind == "isnan_v2":
         op.give(kind, {"X": op.x()})
         return
+    if kind == "relu" and keeps_sign(op.node):
+        op.unary("leaky_relu", op.x(), op.y(), alpha=0.0)
+        return
     widened(op, lambda xs, to: op.unary(kind, xs[0], to), FLOATS)
 
 
@@ -103,7 +108,30 @@ def _with_numbers(kind: str, numbers: dict[str, tuple[str, float]], op: Op) -> N
 
 
 def _arithmetic(kind: str, op: Op) -> None:
+    if kind == "elementwise_mul" and _gated(op):
+        return
     widened(op, lambda xs, to: op.binary(kind, xs[0], xs[1], to), (*FLOATS, *INTEGERS))
+
+
+def _gated(op: Op) -> bool:
+    """x * Sigmoid(x) and x * HardSigmoid(x) as one operator, which oneDNN fuses with a Conv."""
+    for i in (0, 1):
+        x, gate = source_of(op.value(i)), source_of(op.value(1 - i))
+        node = gate.producer() if gate is not None else None
+        if x is None or node is None or node.op_type not in ("Sigmoid", "HardSigmoid"):
+            continue
+        if source_of(node.inputs[0]) is not x or op.emitter.array_of(x) is not None:
+            continue
+        inner = Op(node, op.emitter)
+        name = op.emitter.variable_of(x)
+        if node.op_type == "Sigmoid":
+            op.unary("swish", name, op.y(), beta=1.0)
+            return True
+        sixth = abs(inner.number("alpha", 0.2) - 1 / 6) < NEAR
+        if sixth and inner.number("beta", 0.5) == HALF:
+            op.unary("hard_swish", name, op.y(), threshold=6.0, scale=6.0, offset=3.0)
+            return True
+    return False
 
 
 def _variadic(kind: str, op: Op) -> None:
@@ -209,10 +237,11 @@ def _clip(op: Op) -> None:
     limits = [op.array(i) if op.has(i) else np.asarray(v) for i, v in ((1, -np.inf), (2, np.inf))]
     low, high = (None if v is None or v.size != 1 else float(v.reshape(())) for v in limits)
     if dtype in FLOATS and low is not None and high is not None and low <= high:
-        if (low, high) == (0.0, 6.0):
+        signed = keeps_sign(op.node)
+        if (low, high) == (0.0, 6.0) and not signed:
             op.unary("relu6", x, op.y())
         elif (low, high) == (0.0, np.inf):
-            op.unary("relu", x, op.y())
+            op.unary("leaky_relu" if signed else "relu", x, op.y(), **{"alpha": 0.0} if signed else {})
         else:
             least, most = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
             op.unary("clip", x, op.y(), min=max(low, least), max=min(high, most))

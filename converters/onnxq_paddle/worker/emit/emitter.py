@@ -19,6 +19,8 @@ from onnxq_paddle.worker.emit.quantization import (
     Stored,
     attributes_of,
     is_activation,
+    is_lazy,
+    place,
     stored_of,
 )
 from onnxq_paddle.worker.emit.table import RULES
@@ -90,7 +92,13 @@ class Emitter:
         if stored is not None:
             return self._folded(name, stored)
         tensor = constant(value)
-        return name if tensor is None else self.parameter(name, tensor.numpy())
+        if tensor is not None:
+            return self.parameter(name, tensor.numpy())
+        if is_lazy(value) and not self.builder.has(name):
+            node = value.producer()
+            assert node is not None
+            place(Op(node, self))
+        return name
 
     def array_of(self, value: ir.Value) -> Array | None:
         """The value of a constant. A quantized weight is none: it stays integers in the file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from onnxq_paddle.worker.emit.op import FLOATS, Op
-from onnxq_paddle.worker.emit.quantization import quantized_matmul
+from onnxq_paddle.worker.emit.quantization import is_activation, quantized_matmul, source_of
 
 __all__ = ["RULES"]
 
@@ -13,7 +13,8 @@ __all__ = ["RULES"]
 def _matmul(op: Op) -> None:
     if quantized_matmul(op):
         return
-    x, y = op.x(0), op.x(1)
+    both = is_activation(op.value(0)) and is_activation(op.value(1))
+    x, y = _floats(op) if both else (op.x(0), op.x(1))
     given = op.dtype(x)
     if given not in FLOATS:
         x, y = op.cast(x, "float64"), op.cast(y, "float64")
@@ -21,6 +22,14 @@ def _matmul(op: Op) -> None:
     result = op.run("matmul_v2", {"X": x, "Y": y}, attributes, to=op.y() if given in FLOATS else None)
     if given not in FLOATS:
         op.cast(result, given, op.y())
+
+
+def _floats(op: Op) -> tuple[str, str]:
+    """Two activations without their Q and DQ: oneDNN's int8 fails if only one is unsigned."""
+    x, y = source_of(op.value(0)), source_of(op.value(1))
+    assert x is not None
+    assert y is not None
+    return op.emitter.variable_of(x), op.emitter.variable_of(y)
 
 
 def _gemm(op: Op) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxq_paddle.worker.emit.op import EXTREME, FLOATS, Op
+from onnxq_paddle.worker.emit.quantization import source_of
 
 __all__ = ["RULES"]
 
@@ -14,7 +15,9 @@ PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", 
 
 
 def _concat(op: Op) -> None:
-    xs = op.xs()
+    """Of quantized tensors without their Q and DQ: oneDNN goes by the range of the result."""
+    values = [source_of(value) for value in op.node.inputs if value is not None]
+    xs = [op.emitter.variable_of(value) for value in values if value is not None]
     op.concat(xs, op.integer("axis", 0), op.y()) if len(xs) > 1 else op.end(xs[0])
 
 

@@ -19,10 +19,22 @@ from onnxq.model import constant
 from onnxq.qtypes import Array
 from onnxq_paddle.worker.emit.op import Op
 
-__all__ = ["RULES", "Stored", "attributes_of", "is_activation", "quantized_matmul", "stored_of"]
+__all__ = [
+    "INT8_MAX",
+    "RULES",
+    "Stored",
+    "attributes_of",
+    "is_activation",
+    "is_lazy",
+    "keeps_sign",
+    "place",
+    "quantized_matmul",
+    "source_of",
+    "stored_of",
+]
 
 INT8_MAX = 127
-DQ = "DequantizeLinear"
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
 DOMAINS = ("", "com.microsoft")
 
 
@@ -56,6 +68,12 @@ class Stored:
 
 def is_dequantize(node: ir.Node | None) -> bool:
     return node is not None and node.op_type == DQ and node.domain in DOMAINS
+
+
+def is_lazy(value: ir.Value) -> bool:
+    """Whether the value is what a QuantizeLinear or DequantizeLinear gives."""
+    node = value.producer()
+    return node is not None and node.op_type in (Q, DQ) and node.domain in DOMAINS
 
 
 def stored_of(value: ir.Value | None) -> Stored | None:
@@ -101,6 +119,60 @@ def attributes_of(axis: int | None) -> dict[str, int | bool]:
     }
 
 
+def source_of(value: ir.Value | None) -> ir.Value | None:
+    """The float tensor that was quantized, where the value is one behind Q and DQ."""
+    while value is not None and is_activation(value):
+        quantize = _quantize_of(value)
+        if quantize is None:
+            break
+        value = quantize.inputs[0]
+    return value
+
+
+def _quantize_of(value: ir.Value) -> ir.Node | None:
+    """The QuantizeLinear before a DequantizeLinear; None where integers come from elsewhere."""
+    node = value.producer()
+    integers = node.inputs[0] if node is not None else None
+    found = integers.producer() if integers is not None else None
+    return found if found is not None and found.op_type == Q and found.domain in DOMAINS else None
+
+
+def keeps_sign(relu: ir.Node) -> bool:
+    """Whether a Relu or Clip must stay a signed tensor for oneDNN's int8.
+
+    A convolution that adds a residual writes in the residual's type, and what comes out of relu is
+    unsigned there: with a signed residual, half of the range would be cut off. So no unsigned sum,
+    and no unsigned residual of a sum that may be negative.
+    """
+    value = relu.inputs[0]
+    before = value.producer() if value is not None else None
+    if before is not None and _is_quantized_add(before):
+        return True
+    return any(
+        _is_quantized_add(reader) and not _is_rectified(reader)
+        for reader in _readers(relu.outputs[0])
+    )
+
+
+def _is_quantized_add(node: ir.Node) -> bool:
+    return node.op_type == "Add" and node.domain == "" and any(map(is_activation, node.inputs))
+
+
+def _is_rectified(node: ir.Node) -> bool:
+    return all(reader.op_type in ("Relu", "Clip") for reader in _readers(node.outputs[0]))
+
+
+def _readers(value: ir.Value) -> list[ir.Node]:
+    """Who reads a tensor, through Q and DQ."""
+    found = []
+    for node, _ in value.uses():
+        if node.op_type in (Q, DQ) and node.domain in DOMAINS:
+            found += _readers(node.outputs[0])
+        else:
+            found.append(node)
+    return found
+
+
 def _alpha(op: Op) -> dict[str, str]:
     """Scale and zero point of an activation, as Paddle takes them."""
     scale = op.constant(1, "scale").reshape(-1)
@@ -118,26 +190,25 @@ def _alpha(op: Op) -> dict[str, str]:
     return {"Scale": op.fixed(alpha, "float32"), "ZeroPoint": op.fixed([0.0], "float32")}
 
 
-def _quantize(op: Op) -> None:
-    inputs = {"X": op.x(0), **_alpha(op)}
-    op.run("quantize_linear", inputs, attributes_of(None), slot="Y", to=op.y())
-
-
-def _dequantize(op: Op) -> None:
-    """Of a constant: when somebody reads it, in the form that the reader wants."""
+def _lazily(op: Op) -> None:
+    """Nothing yet: `place` writes them where somebody reads them, which oneDNN's passes want."""
     if op.integer("block_size", 0):
-        raise op.refuse("a weight with a scale for each block: Paddle has none")
-    if op.array(0) is not None:
-        return
+        raise op.refuse("a scale for each block: Paddle has none")
+
+
+def place(op: Op) -> None:
+    """QuantizeLinear or DequantizeLinear of an activation."""
     inputs = {"X": op.x(0), **_alpha(op)}
-    op.run("dequantize_linear", inputs, attributes_of(None), slot="Y", to=op.y())
+    kind = "quantize_linear" if op.node.op_type == Q else "dequantize_linear"
+    op.run(kind, inputs, attributes_of(None), slot="Y", to=op.y())
 
 
 def quantized_matmul(op: Op) -> bool:
-    """Gemm or MatMul with int8 weights on quantized activations, as a convolution of 1 x 1.
+    """Gemm or MatMul with int8 weights on quantized activations; says whether it was one.
 
-    Paddle's oneDNN pass takes wrong weight scales for `matmul_v2` with a scale for each channel,
-    and runs one without a bias in float; the convolution has neither fault. Says whether it did.
+    Paddle's oneDNN pass reads the scales of a `matmul_v2` with a scale for each channel from the
+    wrong weights, and runs one without a bias in float. So either a convolution of 1 x 1, or the
+    product of the plain integers, whose channels are scaled after.
     """
     weight = stored_of(op.value(1))
     if weight is None or not weight.is_kernel or not is_activation(op.value(0)):
@@ -145,18 +216,24 @@ def quantized_matmul(op: Op) -> bool:
     if op.integer("transA", 0) or op.number("alpha", 1.0) != 1 or op.number("beta", 1.0) != 1:
         return False
     transposed = bool(op.integer("transB", 0))
-    out_axis = 0 if transposed else 1
-    if weight.integers.ndim != 2 or weight.axis not in (None, out_axis):
+    if weight.integers.ndim != 2 or weight.axis not in (None, 0 if transposed else 1):
         return False
-    rows = weight.integers if transposed else weight.integers.T
-    outs, ins = rows.shape
-    q = op.emitter.parameter(f"{weight.name}.conv", rows.reshape(outs, ins, 1, 1))
+    columns = weight.integers.T if transposed else weight.integers
+    if op.rank(op.x(0)) == 2:
+        _as_convolution(op, weight, columns)
+    else:
+        _as_integers(op, weight, columns)
+    return True
+
+
+def _as_convolution(op: Op, weight: Stored, columns: Array) -> None:
+    ins, outs = columns.shape
+    q = op.emitter.parameter(f"{weight.name}.conv", columns.T.reshape(outs, ins, 1, 1))
     scales = np.asarray(weight.scale.reshape(-1), np.float32) * np.float32(INT8_MAX)
     inputs = {"X": q, "Scale": op.fixed(scales, "float32")}
     inputs["ZeroPoint"] = op.fixed(np.zeros(scales.size), "float32")
     axis = attributes_of(None if weight.axis is None else 0)
     filters = op.run("dequantize_linear", inputs, axis, slot="Y")
-    lead = op.shape(op.x(0))[:-1]
     x = _requantized(op, ins)
     window = {"strides": [1, 1], "paddings": [0, 0], "dilations": [1, 1], "groups": 1}
     layout = {"padding_algorithm": "EXPLICIT", "data_format": "NCHW"}
@@ -164,35 +241,63 @@ def quantized_matmul(op: Op) -> bool:
     if op.has(2):
         bias = {"X": y, "Y": op.emitter.bias(op.node, 2)}
         y = op.run("elementwise_add", bias, {"axis": 1})
-    if len(lead) == 1:
-        op.squeezed(y, [2, 3], op.y())
-    elif lead.count(-1) <= 1:
-        op.reshaped(y, [*lead, outs], op.y())
-    else:
-        own = op.sliced(op.run("shape", {"Input": op.x(0)}), [0], [0], [len(lead)])
-        shape = op.concat([own, op.fixed([outs], "int32")], 0)
-        inputs = {"X": y, "Shape": shape}
-        op.give("reshape2", inputs, beside=("XShape",))
-    return True
+    op.reshaped(y, [-1, outs], op.y())
 
 
 def _requantized(op: Op, channels: int) -> str:
     """The activation as [rows, channels, 1, 1], with its Q and DQ right before the convolution."""
     dequantize = op.value(0).producer()
     assert dequantize is not None
-    quantize = dequantize.inputs[0].producer() if dequantize.inputs[0] is not None else None
     inner = Op(dequantize, op.emitter)
-    x = Op(quantize, op.emitter).x(0) if quantize is not None else inner.x(0)
-    apart = op.reshaped(x, [-1, channels, 1, 1])
     scale = _alpha(inner)
-    if quantize is not None:
-        given = {"X": apart, **scale}
-        apart = op.run("quantize_linear", given, attributes_of(None), slot="Y")
-    given = {"X": apart, **scale}
-    return op.run("dequantize_linear", given, attributes_of(None), slot="Y")
+    quantize = _quantize_of(op.value(0))
+    if quantize is None:
+        apart = op.reshaped(inner.x(0), [-1, channels, 1, 1])
+    else:
+        given = quantize.inputs[0]
+        assert given is not None
+        pooled = _before_flatten(given, channels)
+        if pooled is None:
+            apart = op.reshaped(op.emitter.variable_of(given), [-1, channels, 1, 1])
+        else:
+            apart = op.emitter.variable_of(pooled)
+        apart = op.run("quantize_linear", {"X": apart, **scale}, attributes_of(None), slot="Y")
+    return op.run("dequantize_linear", {"X": apart, **scale}, attributes_of(None), slot="Y")
 
 
-RULES: dict[str, Callable[[Op], None]] = {
-    "DequantizeLinear": _dequantize,
-    "QuantizeLinear": _quantize,
-}
+def _before_flatten(value: ir.Value, channels: int) -> ir.Value | None:
+    """What was [rows, channels, 1, 1] before it was flattened."""
+    node = value.producer()
+    if node is None or node.op_type not in ("Flatten", "Reshape", "Squeeze"):
+        return None
+    source = source_of(node.inputs[0])
+    shape = None if source is None else source.shape
+    if shape is None or len(shape) != 4:
+        return None
+    return source if list(shape)[1:] == [channels, 1, 1] else None
+
+
+def _as_integers(op: Op, weight: Stored, columns: Array) -> None:
+    """(x Q + bias / s) s, where Q are the integers of the weight and s the scales of its columns.
+
+    The integers stand behind a Q and DQ of scale 1, which changes no value.
+    """
+    outs = columns.shape[1]
+    scale = np.asarray(np.broadcast_to(weight.scale.reshape(-1), (outs,)), np.float32)
+    integers = op.cast(op.emitter.parameter(f"{weight.name}.columns", columns), "float32")
+    one = {"Scale": op.fixed([INT8_MAX], "float32"), "ZeroPoint": op.fixed([0.0], "float32")}
+    q = op.run("quantize_linear", {"X": integers, **one}, attributes_of(None), slot="Y")
+    w = op.run("dequantize_linear", {"X": q, **one}, attributes_of(None), slot="Y")
+    plain = {"trans_x": False, "trans_y": False}
+    y = op.run("matmul_v2", {"X": op.x(0), "Y": w}, plain)
+    bias = np.zeros(outs, np.float32)
+    if op.has(2):
+        given = op.array(2)
+        if given is None:
+            raise op.refuse("its bias is not a constant")
+        bias = np.asarray(np.broadcast_to(given.reshape(-1), (outs,)), np.float32)
+    y = op.binary("elementwise_add", y, op.fixed(bias / scale, "float32"))
+    op.binary("elementwise_mul", y, op.fixed(scale, "float32"), op.y())
+
+
+RULES: dict[str, Callable[[Op], None]] = {DQ: _lazily, Q: _lazily}
