@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 from paddle.base import core
 
-from onnxq.errors import one_line
 from onnxq.qtypes import Array
+from onnxq_paddle.worker.reasons import reason_of
 
 __all__ = ["Builder", "RefusedError", "Slot"]
 
@@ -202,9 +201,30 @@ class Builder:
 
     # files
 
+    def prune(self) -> None:
+        """Take out the operators of the main block that nobody reads, and their variables."""
+        block = self.program.block(0)
+        wanted = {n for i in range(1, self.program.num_blocks()) for n in self._taken_by(i)}
+        for i in reversed(range(block.op_size())):
+            described = block.op(i)
+            outputs = set(described.output_arg_names())
+            if described.type() == "feed" or described.type() == "fetch" or outputs & wanted:
+                wanted |= set(described.input_arg_names()) | outputs
+            else:
+                block._remove_op(i, i + 1)
+        for variable in block.all_vars():
+            name = variable.name()
+            if name not in wanted:
+                block._remove_var(name.encode())
+                self.parameters.pop(name, None)
+
+    def _taken_by(self, i: int) -> set[str]:
+        block = self.program.block(i)
+        return {n for j in range(block.op_size()) for n in block.op(j).input_arg_names()}
+
     def save(self, model: Path, parameters: Path) -> None:
         """Write both files: parameters in the order of their names, as Paddle reads them."""
-        self.program._set_version(_program_version())
+        self.program._set_version()
         core.save_op_version_info(self.program)
         model.write_bytes(self.program.serialize_to_string())
         if not self.parameters:
@@ -225,18 +245,5 @@ class Builder:
         core.Executor(place).run(program, scope, 0, False, True, [])
 
 
-def _program_version() -> int:
-    """The version that this Paddle writes."""
-    return int(paddle.static.Program().desc._version())
-
-
 def _listed(names: Slot) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
-
-
-def reason_of(error: Exception) -> str:
-    """The sentence in Paddle's report, which has a stack of C++ calls and rulers before it."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    marked = [i for i, line in enumerate(lines) if "Error:" in line or "Error Message" in line]
-    kept = [line for line in lines[marked[-1] if marked else 0 :] if line.strip("-")]
-    return one_line(Exception(" ".join(kept[:6])))

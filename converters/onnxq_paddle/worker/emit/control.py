@@ -1,4 +1,9 @@
-"""If: both bodies as conditional blocks, and the result of the one that ran."""
+"""If: both bodies as conditional blocks, and the result of the one that ran.
+
+A program has one rank for each tensor. Where the bodies give two (torch writes a squeeze as an If
+on the size of the dimension), what follows is written for the rank of the first body, which is the
+squeezed one; with an input that takes the other way the program fails.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +32,9 @@ def _if(op: Op) -> None:
     ]
     mask = op.cast(condition, "int32")
     for i, (yes, no) in enumerate(zip(*results, strict=True)):
-        if op.rank(yes) != op.rank(no):
-            raise op.refuse(
-                f"an If whose bodies give tensors of rank {op.rank(yes)} and {op.rank(no)}"
-            )
-        shape = [a if a == b else -1 for a, b in zip(op.shape(yes), op.shape(no), strict=True)]
+        shape = op.shape(yes)
+        if op.rank(yes) == op.rank(no):
+            shape = [a if a == b else -1 for a, b in zip(shape, op.shape(no), strict=True)]
         op.builder.variable(op.y(i), shape=shape, dtype=op.dtype(yes))
         op.give("select_input", {"X": [no, yes], "Mask": mask}, index=i)
 

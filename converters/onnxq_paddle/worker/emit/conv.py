@@ -113,7 +113,6 @@ def _conv_transpose(op: Op) -> None:
         x, w, window = op.unsqueezed(x, [2]), op.unsqueezed(w, [2]), window.with_leading()
         extra = [0, *extra]
     depthwise = count == 2 and groups > 1 and groups == op.shape(x)[1] and shape[1] == 1
-    kinds = ("conv3d_transpose",) if count == 3 else ("conv2d_transpose", "depthwise_conv2d_transpose")
     attributes = {
         "strides": window.strides,
         "paddings": window.paddings,
@@ -124,7 +123,8 @@ def _conv_transpose(op: Op) -> None:
         "groups": groups,
         "data_format": "NCDHW" if count == 3 else "NCHW",
     }
-    kind = kinds[1] if depthwise else kinds[0]
+    plain = "depthwise_conv2d_transpose" if depthwise else "conv2d_transpose"
+    kind = "conv3d_transpose" if count == 3 else plain
     _biased(op, kind, {"Input": x, "Filter": w}, attributes, flat=flat)
 
 

@@ -19,8 +19,7 @@ def _non_max_suppression(op: Op) -> None:
     limit = int(op.constant(2, "max_output_boxes_per_class").reshape(-1)[0]) if op.has(2) else 0
     if limit == 0:
         raise op.refuse("max_output_boxes_per_class is 0: it would give nothing")
-    if op.integer("center_point_box", 0):
-        boxes = _corners(op, boxes)
+    boxes = _corners(op, boxes)
     attributes = {
         "score_threshold": _number(op, 4, -3.4e38),
         "nms_threshold": _number(op, 3, 0.0),
@@ -49,9 +48,7 @@ def _non_max_suppression(op: Op) -> None:
     group = op.reshaped(group, [-1])
     sought = {"SortedSequence": group, "Values": group}
     first = op.run("searchsorted", sought, {"out_int32": False, "right": False})
-    ones = op.run(
-        "fill_any_like", {"X": group}, {"value": 1.0, "dtype": op.emitter.types["int64"]}
-    )
+    ones = op.run("fill_any_like", {"X": group}, {"value": 1.0, "dtype": op.emitter.types["int64"]})
     position = op.run("cumsum", {"X": ones}, {"axis": 0, "exclusive": True})
     before = op.binary("elementwise_sub", position, first)
     kept = op.binary("less_than", before, op.fixed(min(limit, 2**31 - 1), "int64"))
@@ -64,11 +61,14 @@ def _number(op: Op, i: int, default: float) -> float:
 
 
 def _corners(op: Op, boxes: str) -> str:
-    """From (x, y, width, height), x and y being the middle, to two corners."""
-    middle, size = op.sliced(boxes, [2], [0], [2]), op.sliced(boxes, [2], [2], [4])
-    half = op.scaled(size, 0.5)
-    low = op.binary("elementwise_sub", middle, half)
-    return op.concat([low, op.binary("elementwise_add", middle, half)], 2)
+    """Lower and upper corner, from any two opposite ones or from the middle and the size."""
+    one, two = op.sliced(boxes, [2], [0], [2]), op.sliced(boxes, [2], [2], [4])
+    if op.integer("center_point_box", 0):
+        half = op.scaled(two, 0.5)
+        low, high = (op.binary(f"elementwise_{kind}", one, half) for kind in ("sub", "add"))
+    else:
+        low, high = (op.binary(f"elementwise_{kind}", one, two) for kind in ("min", "max"))
+    return op.concat([low, high], 2)
 
 
 def _grid_sample(op: Op) -> None:

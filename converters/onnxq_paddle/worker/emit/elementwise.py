@@ -14,6 +14,8 @@ from onnxq_paddle.worker.emit.quantization import keeps_sign, source_of
 __all__ = ["RULES"]
 
 Rule = Callable[[Op], None]
+# From inputs, and the name of the result if it has one already, to the result
+Steps = Callable[[list[str], str | None], str]
 INTEGERS = ("int32", "int64")
 NEAR, HALF = 1e-6, 0.5
 
@@ -34,7 +36,6 @@ SAME = {
     "IsNaN": "isnan_v2",
     "Log": "log",
     "Reciprocal": "reciprocal",
-    "Relu": "relu",
     "Sigmoid": "sigmoid",
     "Sign": "sign",
     "Sin": "sin",
@@ -65,6 +66,8 @@ ARITHMETIC = {
     "Mul": "elementwise_mul",
     "Div": "elementwise_div",
 }
+# oneDNN's kernels put the larger operand first, and then subtract and divide the wrong way round
+TURNED = {"elementwise_sub": "elementwise_add", "elementwise_div": "elementwise_mul"}
 EXTREMES = {"Max": "elementwise_max", "Min": "elementwise_min", "Sum": "elementwise_add"}
 COMPARISONS = {
     "Equal": "equal",
@@ -77,7 +80,7 @@ LOGICAL = {"And": "logical_and", "Or": "logical_or", "Xor": "logical_xor"}
 BITWISE = {"BitwiseAnd": "bitwise_and", "BitwiseOr": "bitwise_or", "BitwiseXor": "bitwise_xor"}
 
 
-def widened(op: Op, calculate: Callable[[list[str], str | None], str], kinds: tuple[str, ...]) -> None:
+def widened(op: Op, calculate: Steps, kinds: tuple[str, ...]) -> None:
     """Run `calculate` on the inputs; those of a type without a kernel go through a wider one."""
     xs = op.xs()
     given = op.dtype(xs[0])
@@ -93,10 +96,14 @@ def _unary(kind: str, op: Op) -> None:
     if kind == "isnan_v2":
         op.give(kind, {"X": op.x()})
         return
-    if kind == "relu" and keeps_sign(op.node):
-        op.unary("leaky_relu", op.x(), op.y(), alpha=0.0)
-        return
     widened(op, lambda xs, to: op.unary(kind, xs[0], to), FLOATS)
+
+
+def _relu(op: Op) -> None:
+    if keeps_sign(op.node):
+        op.unary("leaky_relu", op.x(), op.y(), alpha=0.0)
+    else:
+        _unary("relu", op)
 
 
 def _with_numbers(kind: str, numbers: dict[str, tuple[str, float]], op: Op) -> None:
@@ -110,7 +117,22 @@ def _with_numbers(kind: str, numbers: dict[str, tuple[str, float]], op: Op) -> N
 def _arithmetic(kind: str, op: Op) -> None:
     if kind == "elementwise_mul" and _gated(op):
         return
-    widened(op, lambda xs, to: op.binary(kind, xs[0], xs[1], to), (*FLOATS, *INTEGERS))
+
+    def calculate(xs: list[str], to: str | None) -> str:
+        x, y = xs
+        if kind in TURNED and op.dtype(x) in FLOATS and _grows(op.shape(x), op.shape(y)):
+            turned = op.scaled(y, -1.0) if kind == "elementwise_sub" else op.unary("reciprocal", y)
+            return op.binary(TURNED[kind], turned, x, to)
+        return op.binary(kind, x, y, to)
+
+    widened(op, calculate, (*FLOATS, *INTEGERS))
+
+
+def _grows(x: list[int], y: list[int]) -> bool:
+    """Whether x may be broadcast to y's shape."""
+    if len(x) != len(y):
+        return len(x) < len(y)
+    return any(a == 1 and b != 1 for a, b in zip(x, y, strict=True))
 
 
 def _gated(op: Op) -> bool:
@@ -156,7 +178,7 @@ def _comparison(kind: str, op: Op) -> None:
     xs = op.xs()
     if op.dtype(xs[0]) in ("int8", "uint8", "int16"):
         xs = [op.cast(x, "int32") for x in xs]
-    op.binary(kind, *xs, to=op.y())
+    op.binary(kind, xs[0], xs[1], op.y())
 
 
 def _logical(kind: str, op: Op) -> None:
@@ -241,7 +263,7 @@ def _clip(op: Op) -> None:
         if (low, high) == (0.0, 6.0) and not signed:
             op.unary("relu6", x, op.y())
         elif (low, high) == (0.0, np.inf):
-            op.unary("leaky_relu" if signed else "relu", x, op.y(), **{"alpha": 0.0} if signed else {})
+            _relu(op)
         else:
             least, most = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
             op.unary("clip", x, op.y(), min=max(low, least), max=min(high, most))
@@ -277,7 +299,7 @@ def _shrink(op: Op) -> None:
     for kind, limit, shift in (("less_than", -edge, bias), ("greater_than", edge, -bias)):
         outside = op.cast(op.binary(kind, x, op.fixed(limit, dtype)), dtype)
         parts.append(op.binary("elementwise_mul", outside, op.scaled(x, 1.0, shift)))
-    op.binary("elementwise_add", *parts, to=op.y())
+    op.binary("elementwise_add", parts[0], parts[1], op.y())
 
 
 def _gelu(op: Op) -> None:
@@ -362,6 +384,7 @@ RULES: dict[str, Rule] = {
     "Neg": _neg,
     "PRelu": _prelu,
     "Pow": _pow,
+    "Relu": _relu,
     "Round": _round,
     "Shrink": _shrink,
     "Where": _where,

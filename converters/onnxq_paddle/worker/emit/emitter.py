@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
 
 from onnxq.errors import ConversionError
 from onnxq.model import constant
@@ -27,6 +28,13 @@ from onnxq_paddle.worker.emit.table import RULES
 
 __all__ = ["Emitter"]
 
+# Steps from a shape to what depends on it, calculated here where everything before is known
+OF_SHAPES = frozenset(
+    {"Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Cast", "Reshape"}
+    | {"Equal", "Not", "And", "Or", "Greater", "Less", "Add", "Sub", "Mul", "Div", "ReduceProd"}
+)
+MOST_KNOWN = 64
+
 
 class Emitter:
     """Writes one prepared model; lives as long as `emit` runs."""
@@ -34,10 +42,12 @@ class Emitter:
     def __init__(self, model: ir.Model, label: str) -> None:
         self.model, self.label = model, label
         names = {v.name or "" for g in model.graphs() for n in g for v in n.outputs}
-        names |= {v.name or "" for g in model.graphs() for v in (*g.inputs, *g.initializers.values())}
+        given = [v for g in model.graphs() for v in (*g.inputs, *g.initializers.values())]
+        names |= {v.name or "" for v in given}
         self.builder = Builder(names, _known_shapes(model))
         self.types: dict[str, int] = {name: int(kind) for name, kind in TYPES.items()}
         self._fixed: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._known: dict[ir.Value, Array] = {}
         self._placed: dict[tuple[str, str], str] = {}
 
     def emit(self) -> Builder:
@@ -50,6 +60,7 @@ class Emitter:
         self.builder.feed([v.name or "" for v in inputs])
         self.nodes(graph)
         self.builder.fetch([self._output(v) for v in graph.outputs])
+        self.builder.prune()
         return self.builder
 
     def _output(self, value: ir.Value) -> str:
@@ -62,7 +73,31 @@ class Emitter:
     def nodes(self, graph: ir.Graph) -> None:
         """All nodes of a graph or a body, into the current block."""
         for node in graph:
-            RULES[node.op_type](Op(node, self))
+            if not self._calculate(node):
+                RULES[node.op_type](Op(node, self))
+
+    def _calculate(self, node: ir.Node) -> bool:
+        """What follows from ranks and fixed dimensions alone; an If may depend on it."""
+        if node.domain != "" or node.op_type not in OF_SHAPES:
+            return False
+        feeds: dict[str, Array] = {}
+        for value in node.inputs:
+            array = None if value is None else self._known_array(node, value)
+            if value is None or array is None:
+                return False
+            feeds[value.name or ""] = array
+        found = ReferenceEvaluator(ir.to_proto(node)).run(None, feeds)
+        for output, array in zip(node.outputs, found, strict=True):
+            self._known[output] = np.asarray(array)
+        return True
+
+    def _known_array(self, node: ir.Node, value: ir.Value) -> Array | None:
+        """A small constant; of Shape's and Size's input only the dimensions count."""
+        if node.op_type in ("Shape", "Size"):
+            shape = self.builder.shape(self.variable_of(value))
+            return None if -1 in shape else np.broadcast_to(np.float32(0), shape)
+        array = self.array_of(value)
+        return array if array is not None and array.size <= MOST_KNOWN else None
 
     def append(
         self,
@@ -94,6 +129,8 @@ class Emitter:
         tensor = constant(value)
         if tensor is not None:
             return self.parameter(name, tensor.numpy())
+        if value in self._known and not self.builder.has(name):
+            return self.parameter(name, self._known[value])
         if is_lazy(value) and not self.builder.has(name):
             node = value.producer()
             assert node is not None
@@ -106,7 +143,7 @@ class Emitter:
         if stored is not None:
             return stored.floats() if stored.integers.dtype == np.int32 else None
         tensor = constant(value)
-        return None if tensor is None else tensor.numpy()
+        return self._known.get(value) if tensor is None else tensor.numpy()
 
     def parameter(self, name: str, array: Array) -> str:
         if name not in self.builder.parameters:
@@ -188,11 +225,10 @@ class Emitter:
 
     @contextlib.contextmanager
     def _main(self) -> Iterator[None]:
-        """In the main block, whichever body asks: that runs before any body, and Paddle folds it."""
+        """In the main block, whichever body asks: it runs before bodies do, and Paddle folds it."""
         block, self.builder.block = self.builder.block, self.builder.program.block(0)
         yield
         self.builder.block = block
-
 
 
 def _known_shapes(model: ir.Model) -> dict[str, list[int]]:

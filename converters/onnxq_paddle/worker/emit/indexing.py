@@ -53,11 +53,11 @@ def _from_start(op: Op, index: str, x: str, axis: int) -> str:
         index = op.cast(index, "int64")
     dtype = op.dtype(index)
     known = op.shape(x)[axis]
-    size = (
-        op.fixed(known, dtype)
-        if known >= 0
-        else op.cast(op.sliced(op.run("shape", {"Input": x}), [0], [axis], [axis + 1], drop=[0]), dtype)
-    )
+    if known >= 0:
+        size = op.fixed(known, dtype)
+    else:
+        shape = op.run("shape", {"Input": x})
+        size = op.cast(op.sliced(shape, [0], [axis], [axis + 1], drop=[0]), dtype)
     negative = op.cast(op.binary("less_than", index, op.fixed(0, dtype)), dtype)
     return op.binary("elementwise_add", index, op.binary("elementwise_mul", negative, size))
 

@@ -19,7 +19,8 @@ def _matmul(op: Op) -> None:
     if given not in FLOATS:
         x, y = op.cast(x, "float64"), op.cast(y, "float64")
     attributes = {"trans_x": False, "trans_y": False}
-    result = op.run("matmul_v2", {"X": x, "Y": y}, attributes, to=op.y() if given in FLOATS else None)
+    end = op.y() if given in FLOATS else None
+    result = op.run("matmul_v2", {"X": x, "Y": y}, attributes, to=end)
     if given not in FLOATS:
         op.cast(result, given, op.y())
 

@@ -29,7 +29,7 @@ def _constant_of_shape(op: Op) -> None:
 
 
 def _expand(op: Op) -> None:
-    """Both ways: a 1 in the shape keeps the input's dimension, and missing ones are put in front."""
+    """Both ways: a 1 in the shape keeps the input's dimension; missing ones are put in front."""
     x, shape = op.x(0), op.array(1)
     dims = op.shape(x)
     if shape is not None:
@@ -95,7 +95,7 @@ def _pad(op: Op) -> None:
         given = op.dtype(x)
         wide = given if given in ("float32", "float64", "int32", "int64") else "int32"
         attributes = {"paddings": [v for pair in ends for v in pair], "pad_value": value}
-        op.cast(op.unary("pad", op.cast(x, wide), **attributes), given, op.y())
+        op.cast(op.run("pad", {"X": op.cast(x, wide)}, attributes), given, op.y())
         return
     _pad_around(op, x, ends, mode, value)
 
@@ -120,7 +120,7 @@ def _pad_around(op: Op, x: str, ends: list[list[int]], mode: str, value: float) 
     paddings = [v for pair in reversed(last) for v in pair]
     kind = PAD_MODES[mode]
     attributes = {"paddings": paddings, "mode": kind, "data_format": "NCDHW"}
-    y = op.unary("pad3d", y, **attributes, value=value)
+    y = op.run("pad3d", {"X": y}, {**attributes, "value": value})
     inserted = [*range(len(ahead)), *range(2, 2 + behind)]
     op.squeezed(y, inserted, op.y()) if inserted else op.end(y)
 
@@ -169,7 +169,7 @@ def _slice(op: Op) -> None:
     axes = [a % rank for a in (axes if axes is not None else range(starts.size))]
     steps = steps or [1] * len(axes)
     if all(step == 1 for step in steps):
-        op.sliced(x, axes, starts.reshape(-1), ends.reshape(-1), op.y())
+        op.sliced(x, axes, starts.reshape(-1).tolist(), ends.reshape(-1).tolist(), op.y())
         return
     first, last = [], []
     for axis, start, end, step in zip(axes, starts.tolist(), ends.tolist(), steps, strict=True):
@@ -211,10 +211,9 @@ def _split(op: Op) -> None:
     outputs = [op.y(i) for i in range(len(op.node.outputs))]
     sections = op.listed(1, "sizes", "split")
     size = op.shape(x)[axis]
-    if sections is None:
-        if size >= 0 and size % len(outputs):  # the last part is smaller
-            part = -(-size // len(outputs))
-            sections = [part] * (len(outputs) - 1) + [size - part * (len(outputs) - 1)]
+    if sections is None and size >= 0 and size % len(outputs):  # the last part is smaller
+        part = -(-size // len(outputs))
+        sections = [part] * (len(outputs) - 1) + [size - part * (len(outputs) - 1)]
     names = [name or op.builder.fresh("unused") for name in outputs]
     if len(names) == 1:
         op.end(x)

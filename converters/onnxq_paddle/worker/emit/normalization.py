@@ -34,14 +34,14 @@ def _hardmax(op: Op) -> None:
 
 
 def _normalized(
-    op: Op, kind: str, inputs: Mapping[str, str], attributes: Mapping[str, Any], to: str | None = None
-) -> str:
+    op: Op, kind: str, inputs: Mapping[str, str], attributes: Mapping[str, Any]
+) -> None:
     statistics = {
         "instance_norm": ("SavedMean", "SavedVariance"),
         "batch_norm": ("SavedMean", "SavedVariance"),
     }
     beside = statistics.get(kind, ("Mean", "Variance"))
-    return op.run(kind, inputs, attributes, slot="Y", to=to, beside=beside)
+    op.give(kind, inputs, attributes, slot="Y", beside=beside)
 
 
 def _batch(op: Op) -> None:
@@ -70,7 +70,7 @@ def _batch(op: Op) -> None:
 def _instance(op: Op) -> None:
     x = op.x()
     inputs = {"X": x, "Scale": op.x(1), "Bias": op.x(2)}
-    _normalized(op, "instance_norm", inputs, {"epsilon": op.number("epsilon", 1e-5)}, op.y())
+    _normalized(op, "instance_norm", inputs, {"epsilon": op.number("epsilon", 1e-5)})
 
 
 def _group(op: Op) -> None:
@@ -86,7 +86,7 @@ def _group(op: Op) -> None:
         else:
             inputs[slot] = op.x(i)
     attributes = {"epsilon": op.number("epsilon", 1e-5), "groups": groups, "data_layout": "NCHW"}
-    _normalized(op, "group_norm", inputs, attributes, op.y())
+    _normalized(op, "group_norm", inputs, attributes)
 
 
 def _layer(op: Op) -> None:
@@ -101,7 +101,7 @@ def _layer(op: Op) -> None:
             size = math.prod(op.shape(values))
             inputs[slot] = values if op.rank(values) == 1 else op.reshaped(values, [size])
     attributes = {"epsilon": op.number("epsilon", 1e-5), "begin_norm_axis": axis}
-    _normalized(op, "layer_norm", inputs, attributes, op.y())
+    _normalized(op, "layer_norm", inputs, attributes)
 
 
 def _rms(op: Op) -> None:

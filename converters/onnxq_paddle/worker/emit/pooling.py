@@ -11,9 +11,7 @@ from onnxq_paddle.worker.emit.op import Op
 __all__ = ["RULES"]
 
 
-def _pooled(
-    op: Op, x: str, window: Window, to: str | None = None, **attributes: Any
-) -> str:
+def _pooled(op: Op, x: str, window: Window, to: str | None = None, **attributes: Any) -> str:
     volume = len(window.kernel) == 3
     given = {
         "ksize": window.kernel,
@@ -42,8 +40,8 @@ def _pool(op: Op) -> None:
     ceil = bool(op.integer("ceil_mode", 0))
     whole = op.integer("count_include_pad", 0)
     if ceil and average and whole and any(window.pads):
-        raise op.refuse("AveragePool with ceil_mode and count_include_pad: Paddle divides otherwise")
-    attributes = {
+        raise op.refuse("AveragePool with ceil_mode and count_include_pad: Paddle differs")
+    attributes: dict[str, Any] = {
         "pooling_type": "avg" if average else "max",
         "exclusive": not whole,
         "ceil_mode": ceil,

@@ -2,9 +2,10 @@
 
 Paddle's scale is the largest magnitude, alpha = 127 * ONNX's scale at 8 bits, and symmetric only.
 
-Activations become quantize_linear / dequantize_linear, whose scales oneDNN's passes read. A constant
-weight becomes dequantize_linear where the node that it belongs to runs on quantized activations
-(oneDNN then keeps it in int8), and elsewhere Cast and Mul, which Paddle calculates at load.
+Activations become quantize_linear / dequantize_linear, whose scales oneDNN's passes read. A
+constant weight becomes dequantize_linear where the node that it belongs to runs on quantized
+activations (oneDNN then keeps it in int8), and elsewhere Cast and Mul, which Paddle calculates at
+load.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def stored_of(value: ir.Value | None) -> Stored | None:
 
 
 def is_activation(value: ir.Value | None) -> bool:
-    """Whether the value was quantized at run time: it comes from a DequantizeLinear of no constant."""
+    """Whether the value was quantized at run time: a DequantizeLinear of no constant gives it."""
     node = value.producer() if value is not None else None
     return node is not None and is_dequantize(node) and constant(node.inputs[0]) is None
 
@@ -182,8 +183,7 @@ def _alpha(op: Op) -> dict[str, str]:
     if zero is None or zero.dtype != np.int8 or zero.any():
         kind = "uint8" if zero is None else zero.dtype.name
         raise op.refuse(
-            f"an activation in {kind} with zero point "
-            f"{0 if zero is None else int(zero.reshape(-1)[0])}: Paddle has int8 with zero point 0; "
+            f"an activation in {kind} that is not symmetric: Paddle has int8 with zero point 0; "
             "quantize the float model with target paddle (--target paddle)"
         )
     alpha = np.asarray(scale, np.float32) * np.float32(INT8_MAX)
