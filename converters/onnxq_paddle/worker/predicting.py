@@ -14,6 +14,8 @@ from paddle.inference import Config, create_predictor
 from onnxq.errors import ConversionError, DataError, one_line
 from onnxq.qtypes import Array
 
+OLD_PROGRAM = "__model__"
+
 __all__ = ["Predictor", "open_predictor", "predict", "run_time"]
 
 
@@ -42,7 +44,10 @@ def open_predictor(
     program that is really run, of a legacy model.
     Raises ConversionError with Paddle's reason.
     """
-    config = Config(model, params) if params else Config(model, "")
+    if params is None and os.path.basename(model) == OLD_PROGRAM:  # a file for each parameter
+        config = Config(os.path.dirname(model))
+    else:
+        config = Config(model, params or "")
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(threads)
