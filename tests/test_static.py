@@ -143,7 +143,7 @@ NETS = {
     ),
     "Add of a constant": Net(
         f"{_HEAD} {{ a = Conv{_P}(x, w1, b1) s = Add(a, k) y = Conv{_P}(s, w2) }}",
-        {**_TWO, "k": normal(1, 16, 1, 1, seed=5)},
+        {**_TWO, "k": normal(1, 16, 10, 10, seed=5)},
         {"QLinearConv": 2, "QLinearAdd": 1},
         ("Add", "Conv"),
     ),
