@@ -51,7 +51,7 @@ def check_installed() -> None:
                 f"{package} {found} is not supported: {SUPPORTED} is; {INSTALL} --upgrade"
             )
     found = version("paddle2onnx")
-    if int(found.split(".")[0]) < 2:  # noqa: PLR2004
+    if int(found.split(".")[0]) < 2:
         raise ConversionError(
             f"paddle2onnx {found} is not supported: 2.1 and later is; {INSTALL} --upgrade"
         )
