@@ -12,7 +12,7 @@ from onnxq.errors import DataError, OptionError
 from onnxq.qtypes import Array
 from onnxq.runtime import Feed, RuntimeFailureError, run
 
-__all__ = ["dimensions", "feeds_for"]
+__all__ = ["candidates", "dimensions", "feeds_for"]
 
 # For dynamic dimensions: of height and width, and of any other. The first that runs is taken
 GUESSES = ((224, 64), (64, 16), (224, 16), (224, 1), (32, 1), (48, 192), (320, 80), (640, 8400))
@@ -55,9 +55,7 @@ def feeds_for(
     if batch != 1 and free and not any(_is_dynamic(v.shape[:1]) for v in free):
         raise OptionError(f"a batch of {batch} does not fit: the model's inputs have a fixed one")
     tried = reason = ""
-    for guessed in _guesses(free, batch):
-        given = {**guessed, **{name: tuple(shape) for name, shape in shapes.items()}}
-        first = _feed(reference.get_inputs(), given, data)
+    for first in candidates(reference.get_inputs(), batch=batch, shapes=shapes, data=data):
         second = _feed(other.get_inputs(), {n: x.shape for n, x in first.items()}, first)
         try:
             run(reference, first)
@@ -71,6 +69,28 @@ def feeds_for(
         f"the model does not run on random values ({tried}): {reason}; give their shape with "
         "--shape name=1x3x224x224, or real ones with --data"
     )
+
+
+def candidates(
+    inputs: Sequence[ort.NodeArg],
+    *,
+    batch: int = 1,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    data: Feed | None = None,
+) -> Iterator[dict[str, Array]]:
+    """Feeds to try, from the likeliest shapes on. Arguments as in `feeds_for`.
+
+    Raises OptionError for a name that is no input.
+    """
+    shapes, data = shapes or {}, data or {}
+    known = [value.name for value in inputs]
+    for name in (*shapes, *data):
+        if name not in known:
+            raise OptionError(f"the model has no input {name!r}; it has {', '.join(known)}")
+    free = [v for v in inputs if v.name not in shapes and v.name not in data]
+    for guessed in _guesses(free, batch):
+        given = {**guessed, **{name: tuple(shape) for name, shape in shapes.items()}}
+        yield _feed(inputs, given, data)
 
 
 def dimensions(x: Array) -> str:

@@ -3,8 +3,10 @@
 functions.py   model-local functions replaced by their bodies
 names.py       every node and tensor has one name; the user's names are remembered
 constants.py   Constant nodes become initializers; what depends on constants alone is calculated
-identity.py    Identity and Dropout are dropped
+identity.py    Identity, Dropout and arithmetic that changes nothing are dropped
+shapes.py      shapes calculated from shapes become constants where they can
 opset.py       opset and IR version raised where DequantizeLinear needs it
+conv_bias.py   Conv + Add of a number for each channel becomes a Conv with a bias
 batchnorm.py   BatchNormalization folded into Conv, ConvTranspose and Gemm
 matmul_add.py  MatMul + Add of a bias becomes Gemm (static mode)
 """
@@ -20,11 +22,13 @@ from onnxq.errors import ModelError
 from onnxq.model import SourceModel
 from onnxq.prepare.batchnorm import fold_batchnorm
 from onnxq.prepare.constants import fold_constants, lift_constants
+from onnxq.prepare.conv_bias import fold_conv_bias
 from onnxq.prepare.functions import inline_functions
 from onnxq.prepare.identity import drop_identity
 from onnxq.prepare.matmul_add import matmul_add_to_gemm
 from onnxq.prepare.names import NameMap, unique_names
 from onnxq.prepare.opset import raise_opset
+from onnxq.prepare.shapes import fold_shapes
 from onnxq.wellformed import silent
 
 __all__ = ["NameMap", "Prepared", "prepare"]
@@ -60,10 +64,12 @@ def prepare(source: SourceModel, *, min_opset: int, static: bool) -> Prepared:
     model = raise_opset(model, min_opset, source.label)
     names.adopt(model)
     common.TopologicalSortPass()(model)
-    drop_identity(model)
     infer_shapes(model)
+    drop_identity(model)
     fold_constants(model, duplicate=static, label=source.label)
     infer_shapes(model)
+    fold_shapes(model)
+    fold_conv_bias(model, names)
     fold_batchnorm(model, names)
     if static:
         matmul_add_to_gemm(model, names)

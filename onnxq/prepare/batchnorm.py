@@ -13,10 +13,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.model import constant, new_value
+from onnxq.model import constant
 from onnxq.optable import gemm_output_axis
+from onnxq.prepare.layers import set_bias, take_output
 from onnxq.prepare.names import NameMap
-from onnxq.qtypes import Float64Array
 
 __all__ = ["fold_batchnorm"]
 
@@ -57,10 +57,11 @@ def _fold(graph: ir.Graph, norm: ir.Node, names: NameMap) -> None:
     b = np.zeros(gamma.size) if old is None else np.asarray(old.numpy(), np.float64).reshape(-1)
     if b.size not in (1, gamma.size):
         return
-    _set_weights(layer, w * gain.reshape(along), (b - mean) * gain + beta, names.label(layer))
+    weight.const_value = ir.tensor((w * gain.reshape(along)).astype(np.float32), name=weight.name)
+    set_bias(layer, (b - mean) * gain + beta)
     names.absorb(layer, norm)
     names.add(layer, [value.name or ""])
-    _take_output(graph, layer, norm)
+    take_output(graph, layer, norm)
 
 
 def _output_axis(layer: ir.Node) -> int | None:
@@ -73,29 +74,3 @@ def _output_axis(layer: ir.Node) -> int | None:
     if layer.op_type == "Gemm" and layer.attributes.get_float("beta", 1.0) == 1.0:
         return gemm_output_axis(layer)
     return None
-
-
-def _set_weights(layer: ir.Node, w: Float64Array, b: Float64Array, label: str) -> None:
-    graph, weight = layer.graph, layer.inputs[1]
-    assert isinstance(graph, ir.Graph)
-    assert weight is not None
-    weight.const_value = ir.tensor(w.astype(np.float32), name=weight.name)
-    name = f"{weight.name}.bias"
-    while name in graph.initializers:
-        name += "_"
-    bias = new_value(graph, name, ir.tensor(b.astype(np.float32), name=name))
-    if len(layer.inputs) > 2:
-        layer.replace_input_with(2, bias)
-    else:
-        layer.resize_inputs(3)
-        layer.replace_input_with(2, bias)
-
-
-def _take_output(graph: ir.Graph, layer: ir.Node, norm: ir.Node) -> None:
-    """The layer's output takes the name and the place of the normalization's."""
-    ours, theirs = layer.outputs[0], norm.outputs[0]
-    name = theirs.name
-    theirs.replace_all_uses_with(ours, replace_graph_outputs=True)
-    graph.remove(norm, safe=True)
-    theirs.name = None
-    ours.name = name

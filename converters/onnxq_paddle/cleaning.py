@@ -1,0 +1,66 @@
+"""Clean: what paddle2onnx wrote, as a user wants to have it.
+
+1. Names are Paddle's. A tensor of a legacy program has its variable's name; a node with a layer's
+   parameter is called by the layer (`conv2d_0` for what reads `conv2d_0.w_0`).
+2. BatchNormalization is folded, constants and shape arithmetic are calculated, Identity nodes and
+   arithmetic that changes nothing are gone: the core's `prepare`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq.model import load
+from onnxq.prepare import prepare
+
+__all__ = ["clean"]
+
+PARAMETER = re.compile(r"(.+)\.[wb]_\d+")
+OLDEST_OPSET = 13
+
+
+def clean(file: Path, names: Mapping[str, str]) -> ir.Model:
+    """The model in `file`. names: Paddle's variables by the tensors that they are."""
+    source = load(file)
+    _lead_names_back(source.ir.graph, names)
+    _name_nodes(source.ir.graph)
+    return prepare(source, min_opset=OLDEST_OPSET, static=False).ir
+
+
+def _lead_names_back(graph: ir.Graph, names: Mapping[str, str]) -> None:
+    """Give tensors Paddle's names, those behind Identity nodes too, since these will be dropped."""
+    used = {value.name for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
+    for node in graph:
+        for value in node.outputs:
+            name = names.get(value.name or "", value.name)
+            if not name or name in used or value.is_graph_output():
+                continue
+            used.add(name)
+            value.name = name
+            behind = node
+            while behind.op_type == "Identity":  # x is what y = Identity(x) is
+                x = behind.inputs[0]
+                producer = None if x is None else x.producer()
+                if x is None or producer is None or x.is_graph_output():
+                    break
+                value.name = None
+                x.name = name
+                value, behind = x, producer
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Call nodes by the layer whose parameters they read; a second one of a layer is numbered."""
+    counts: Counter[str] = Counter()
+    for node in graph:
+        for value in node.inputs[1:]:
+            found = PARAMETER.fullmatch(value.name or "") if value is not None else None
+            if found and value is not None and len(value.uses()) == 1:
+                layer = found[1]
+                counts[layer] += 1
+                node.name = layer if counts[layer] == 1 else f"{layer}_{node.op_type}"
+                break

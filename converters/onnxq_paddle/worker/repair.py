@@ -1,0 +1,39 @@
+"""Repair: a PIR program as paddle2onnx reads it, where that is not as Paddle writes it.
+
+1. Paddle 3 stores most real attributes as doubles (the slope of `leaky_relu`, the `scale` of an
+   interpolation, the value of a padding). paddle2onnx takes them for floats and gets noise or
+   refuses. They become floats, but for `full` and its like, which it reads as doubles.
+2. A `slice` that drops the only axis left gave a tensor of shape [1] before Paddle 3.0, which had
+   none without axes; the translation keeps the axis to drop, and [1] as the type.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxq_paddle.worker.pir import Program, attribute, results, shape_of
+
+__all__ = ["repair"]
+
+DOUBLE, FLOAT = "0.a_f64", "0.a_f32"
+READ_AS_DOUBLES = frozenset({"1.full", "1.full_like", "1.full_with_tensor", "1.assign_value"})
+
+
+def repair(program: Program) -> None:
+    """The cases of this module's docstring, in place."""
+    for op in program.ops:
+        if op["#"] not in READ_AS_DOUBLES:
+            _doubles_to_floats(op.get("A", []))
+        if op["#"] == "1.slice" and shape_of(results(op)[0]) == [1]:
+            attribute(op, "decrease_axis")["D"] = []
+
+
+def _doubles_to_floats(value: Any) -> None:
+    if isinstance(value, list):
+        for entry in value:
+            _doubles_to_floats(entry)
+    elif isinstance(value, dict):
+        if value.get("#") == DOUBLE:
+            value["#"] = FLOAT
+        for entry in value.values():
+            _doubles_to_floats(entry)

@@ -1,0 +1,153 @@
+"""Shape arithmetic: what is calculated from the shapes of tensors, calculated now where it can be.
+
+Exporters write `y = Reshape(x, Concat(Shape(x)[0:1], [1000]))` where a batch dimension is dynamic.
+In such a vector every entry is a number or the size of a dimension that is not known yet.
+
+1. A vector of numbers alone becomes an initializer.
+2. The shape of a Reshape becomes one if each open entry is the dimension of x at the same place
+   (then it is 0, "as in x"), or all but one are and no other entry is -1 (that one is -1).
+Calculated through: Shape, Slice, Gather, Concat, Squeeze, Unsqueeze, Cast and Identity.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.model import constant, new_value
+
+__all__ = ["fold_shapes"]
+
+# A number, or what identifies a dimension: its symbol, or the tensor and the axis
+Entry = int | str | tuple[int, int]
+INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+LONGEST = 64
+
+
+def fold_shapes(model: ir.Model) -> None:
+    """Fold, in all graphs of the model. Shapes have been inferred."""
+    for graph in model.graphs():
+        known: dict[ir.Value, list[Entry]] = {}
+        for node in graph:
+            if node.domain != "" or not node.outputs:
+                continue
+            entries = _evaluate(node, known)
+            if entries is not None:
+                known[node.outputs[0]] = entries
+            elif node.op_type == "Reshape":
+                _fold_reshape(graph, node, known)
+        for value, entries in known.items():
+            _replace(graph, value, entries)
+
+
+def _evaluate(node: ir.Node, known: dict[ir.Value, list[Entry]]) -> list[Entry] | None:
+    """The entries of the node's output, a vector or a single number; None if they are not known."""
+    first = node.inputs[0] if node.inputs else None
+    if node.op_type == "Shape":
+        return _dimensions(node, first)
+    if node.op_type == "Concat":
+        parts = [_entries(value, known) for value in node.inputs]
+        if any(part is None for part in parts):
+            return None
+        return [entry for part in parts if part is not None for entry in part]
+    if first not in known:  # what depends on constants alone has been folded before
+        return None
+    entries = known[first]
+    if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze"):
+        to_integer = ir.DataType(node.attributes.get_int("to", ir.DataType.INT64)) in INTEGERS
+        return entries if to_integer and _is_short(node.outputs[0]) else None
+    if node.op_type == "Gather":
+        indices = _numbers(node.inputs[1])
+        if indices is None or not all(-len(entries) <= i < len(entries) for i in indices):
+            return None
+        return [entries[i] for i in indices] if _is_short(node.outputs[0]) else None
+    if node.op_type == "Slice":
+        return _sliced(node, entries)
+    return None
+
+
+def _dimensions(node: ir.Node, value: ir.Value | None) -> list[Entry] | None:
+    if value is None or value.shape is None:
+        return None
+    entries: list[Entry] = []
+    for axis, dim in enumerate(value.shape):
+        if isinstance(dim, int):
+            entries.append(dim)
+        else:
+            entries.append(dim.value if dim.value is not None else (id(value), axis))
+    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(entries))
+    return entries[start:end]
+
+
+def _sliced(node: ir.Node, entries: list[Entry]) -> list[Entry] | None:
+    arguments = [_numbers(value) for value in node.inputs[1:]]
+    if any(x is None or len(x) != 1 for x in arguments) or len(arguments) < 2:
+        return None
+    numbers = [x[0] for x in arguments if x is not None]
+    step = numbers[3] if len(numbers) > 3 else 1
+    return entries[numbers[0] : numbers[1] : step] if step > 0 else None
+
+
+def _is_short(value: ir.Value) -> bool:
+    return value.shape is not None and value.shape.rank() <= 1
+
+
+def _entries(value: ir.Value | None, known: dict[ir.Value, list[Entry]]) -> list[Entry] | None:
+    if value is not None and value in known:
+        return known[value]
+    numbers = _numbers(value)
+    return None if numbers is None else list(numbers)
+
+
+def _numbers(value: ir.Value | None) -> list[int] | None:
+    """A short constant vector of integers, or a single one."""
+    tensor = constant(value)
+    if tensor is None or tensor.dtype not in INTEGERS:
+        return None
+    if tensor.shape.rank() > 1 or tensor.size > LONGEST:
+        return None
+    return [int(x) for x in np.atleast_1d(tensor.numpy())]
+
+
+def _fold_reshape(graph: ir.Graph, node: ir.Node, known: dict[ir.Value, list[Entry]]) -> None:
+    x, shape = node.inputs[0], node.inputs[1]
+    if x is None or shape not in known or node.attributes.get_int("allowzero", 0) != 0:
+        return
+    entries = known[shape]
+    if all(isinstance(entry, int) for entry in entries):
+        return  # case 1
+    own = _own_dimensions(x)
+    target: list[int] = []
+    for i, entry in enumerate(entries):
+        if isinstance(entry, int):
+            target.append(entry)
+        else:
+            target.append(0 if i < len(own) and own[i] == entry else -1)
+    if target.count(-1) > 1 or any(entry == 0 for entry in entries):
+        return
+    node.replace_input_with(1, _vector(graph, f"{node.name}_shape", target))
+
+
+def _own_dimensions(x: ir.Value) -> list[Entry]:
+    symbols = [None if isinstance(dim, int) else dim.value for dim in x.shape or ()]
+    return [s if s is not None else (id(x), axis) for axis, s in enumerate(symbols)]
+
+
+def _replace(graph: ir.Graph, value: ir.Value, entries: list[Entry]) -> None:
+    numbers = [entry for entry in entries if isinstance(entry, int)]
+    if len(numbers) != len(entries) or value.is_graph_output() or not value.uses():
+        return
+    if value.shape is None or value.dtype not in INTEGERS:
+        return
+    array = np.asarray(numbers, value.dtype.numpy())
+    if value.shape.rank() == 0:
+        if len(numbers) != 1:
+            return
+        array = array.reshape(())
+    tensor = ir.Tensor(array, name=f"{value.name}_known")
+    value.replace_all_uses_with(new_value(graph, f"{value.name}_known", tensor))
+
+
+def _vector(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
+    tensor = ir.Tensor(np.asarray(numbers, np.int64), name=name)
+    return new_value(graph, name, tensor)
