@@ -44,6 +44,7 @@ ELSEWHERE = {
     "make demo\nmake test": ".ci/run runs both from nothing",
     ". .venv/bin/activate": "the PATH of these tests begins with the environment's commands",
     "pip install .": "make demo installs the package, in .ci/run",
+    "pip install '.[paddle]'": "make test installs the package with Paddle, in .ci/run",
 }
 # Files of recipes that are to be refused -> why
 INVALID = {"typo.toml": "shows the message for a key that does not exist"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import shlex
@@ -18,6 +19,7 @@ import typer
 
 import onnxq
 from onnxq.cli.app import app
+from onnxq.cli.converting import add_commands
 from onnxq.measure.benchmarking import Memory, ModelFigures
 from onnxq.measure.comparison import OutputComparison
 from onnxq.measure.fusion import Stray
@@ -195,7 +197,10 @@ def test_relative_links_resolve(page: Path) -> None:
 
 def commands() -> dict[str, set[str]]:
     """Name of each command -> its options."""
-    group = typer.main.get_command(app)
+    complete = copy.copy(app)
+    complete.registered_commands = list(app.registered_commands)
+    add_commands(complete, "export")
+    group = typer.main.get_command(complete)
     known = {"": {"--help", *(o for p in group.params for o in p.opts)}}
     for name, command in getattr(group, "commands").items():  # noqa: B009  # of a group alone
         options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}

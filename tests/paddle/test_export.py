@@ -229,6 +229,23 @@ def test_one_array_for_several_inputs(tmp_path: Path) -> None:
         onnxq.quantize_static(model, tmp_path / "q.onnx", np.zeros((4, 8), np.float32))
 
 
+def test_what_paddle2onnx_reads_wrong_is_repaired() -> None:
+    import paddle
+    from paddle.nn import functional as f
+
+    class Net(paddle.nn.Layer):
+        def forward(self, x):  # type: ignore[no-untyped-def]  # traced by Paddle
+            x = f.leaky_relu(x, 0.3) + f.hardtanh(x, -0.2, 0.7)
+            x = f.pad(x, [1, 2, 1, 0], value=0.5)
+            return f.interpolate(x, scale_factor=2.0, mode="bilinear")
+
+    spec = paddle.static.InputSpec([None, 3, 8, 8], "float32", "x")
+    model = from_layer(Net(), [spec])
+    assert ops(model)["Clip"] == 1
+    slope = next(node for node in model.graph.node if node.op_type == "LeakyRelu")
+    assert slope.attribute[0].f == pytest.approx(0.3)
+
+
 def test_same_bytes(tmp_path: Path) -> None:
     for name in "ab":
         export(legacy() / "two", tmp_path / f"{name}.onnx")
