@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.assets import ASSETS, IMAGENET_MEAN, IMAGENET_STD, Array, NETWORKS
+from benchmarks.assets import ASSETS, IMAGENET_MEAN, IMAGENET_STD, Array, imagenet
 
 __all__ = ["SAMPLES"]
 
@@ -48,7 +48,7 @@ def _words(count: int) -> list[Feed]:
 def _photos(count: int, size: int) -> list[Array]:
     from PIL import Image
 
-    images, _ = NETWORKS["squeezenet_v1.1"].images("calibration", count)
+    images, _ = imagenet("calibration", count, None)
     mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
     found = []
     for pixels in images:
