@@ -12,7 +12,7 @@ import onnx
 
 from onnxq.calibration import Calibration
 from onnxq.collect import Progress
-from onnxq.converters import Workspace, to_onnx
+from onnxq.converters import Conversion, Workspace, to_onnx
 from onnxq.data.images import ImageOptions
 from onnxq.data.samples import DataLike
 from onnxq.errors import ModelError, OptionError
@@ -369,8 +369,8 @@ def export(
     *,
     converter: str | None = None,
     options: Mapping[str, str] | None = None,
-) -> str:
-    """Convert a model of another framework to an ONNX file; returns the converter's name.
+) -> Conversion:
+    """Convert a model of another framework to an ONNX file; returns what the converter said.
 
     converter: its name; None for the installed one that takes the model. options: its own, as text.
 
@@ -383,6 +383,6 @@ def export(
     check_writable(path)
     workspace = Workspace()
     converted = workspace.path / "model.onnx"
-    name = to_onnx(source, converted, name=converter, options=options)
+    done = to_onnx(source, converted, name=converter, options=options)
     save(load(converted).ir, path, lambda _: None)
-    return name
+    return done

@@ -18,6 +18,7 @@ import tempfile
 import typing
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,17 @@ from typing import Any, Protocol
 from onnxq.errors import ConversionError, OnnxqError, OptionError
 from onnxq.near import near
 
-__all__ = ["GROUP", "Converter", "Workspace", "converter_for", "from_onnx", "to_onnx"]
+__all__ = [
+    "GROUP",
+    "Conversion",
+    "Converter",
+    "Workspace",
+    "converter_for",
+    "from_onnx",
+    "installed",
+    "options_of",
+    "to_onnx",
+]
 
 GROUP = "onnxq.converters"
 
@@ -39,6 +50,8 @@ class Converter(Protocol):
         fit into one file beside it), in a directory that exists.
     from_onnx(path, dest, *, ...): write an ONNX file in the framework's format to `dest`.
 
+    The last two return None, or a sentence for the user.
+
     Further parameters are keyword-only, with a default and an annotation of bool, int, float, str
     or Path: these are the options that users may give. They raise `ConversionError` (or another
     OnnxqError), which says what cannot be converted and what to do.
@@ -48,7 +61,15 @@ class Converter(Protocol):
     def matches(self) -> Callable[[Path], bool]: ...
 
     @property
-    def to_onnx(self) -> Callable[..., None]: ...
+    def to_onnx(self) -> Callable[..., str | None]: ...
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Which converter has converted a model, and what it has to say; "" for nothing."""
+
+    converter: str
+    note: str
 
 
 class Workspace:
@@ -81,8 +102,8 @@ def converter_for(path: Path) -> str | None:
 
 def to_onnx(
     path: Path, dest: Path, *, name: str | None = None, options: Mapping[str, str] | None = None
-) -> str:
-    """Convert a model to an ONNX file; returns the name of the converter.
+) -> Conversion:
+    """Convert a model to an ONNX file.
 
     name: of the converter; None for the one that takes `path`. options: its own, as text.
 
@@ -96,21 +117,50 @@ def to_onnx(
         )
     converter = _named(name)
     values = _typed(converter.to_onnx, options or {}, name)
-    _guarded(name, functools.partial(converter.to_onnx, path, dest, **values))
+    note = _guarded(name, functools.partial(converter.to_onnx, path, dest, **values))
     if not dest.is_file():
         raise ConversionError(f"converter {name!r} wrote no file {dest}: report it to its authors")
-    return name
+    return Conversion(name, note or "")
 
 
 def from_onnx(
     path: Path, dest: Path, *, name: str, options: Mapping[str, str] | None = None
-) -> None:
+) -> Conversion:
     """Write an ONNX file in another framework's format. Raises as `to_onnx` does."""
     function = getattr(_named(name), "from_onnx", None)
     if function is None:
         raise ConversionError(f"converter {name!r} only reads: it has no way back from ONNX")
     values = _typed(function, options or {}, name)
-    _guarded(name, functools.partial(function, path, dest, **values))
+    note = _guarded(name, functools.partial(function, path, dest, **values))
+    return Conversion(name, note or "")
+
+
+def installed() -> list[str]:
+    """Names of the installed converters."""
+    return sorted(_installed())
+
+
+def options_of(name: str) -> dict[str, dict[str, Any]]:
+    """The options of a converter's `to_onnx` and `from_onnx`, with their types.
+
+    Of a converter that cannot be imported there are none: it says why when it is used.
+    """
+    try:
+        converter = _named(name)
+    except ConversionError:
+        return {"to_onnx": {}, "from_onnx": {}}
+    ways = {"to_onnx": converter.to_onnx, "from_onnx": getattr(converter, "from_onnx", None)}
+    return {way: _options(function) if function else {} for way, function in ways.items()}
+
+
+def _options(function: Callable[..., Any]) -> dict[str, Any]:
+    """Name and type of the function's options."""
+    hints = typing.get_type_hints(function)
+    return {
+        p.name: hints.get(p.name, str)
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
 
 
 def _installed() -> dict[str, EntryPoint]:
@@ -155,12 +205,7 @@ def _guarded(name: str, call: Callable[[], T]) -> T:
 
 def _typed(function: Callable[..., Any], options: Mapping[str, str], name: str) -> dict[str, Any]:
     """Options as the types that the function's annotations name."""
-    hints = typing.get_type_hints(function)
-    known = {
-        p.name: hints.get(p.name, str)
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    known = _options(function)
     values = {}
     for key, text in options.items():
         if key not in known:

@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+# Names of files that a message lists
+SHOWN = 8
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
@@ -138,8 +140,18 @@ def onnx_file(path: Path) -> tuple[Path, Workspace | None]:
         to_onnx(path, converted, name=name)
         return converted, workspace
     if path.is_dir():
-        raise ModelError(f"{path}: a directory, not an ONNX file, and no converter takes it")
+        held = _held(path)
+        raise ModelError(
+            f"{path}: a directory, not an ONNX file, and no converter takes it: it has {held}"
+        )
     return path, None
+
+
+def _held(folder: Path) -> str:
+    """What is in a directory, for a message."""
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more if names else "nothing"
 
 
 def _read_onnx(path: Path) -> ir.Model:

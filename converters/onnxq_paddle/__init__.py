@@ -11,14 +11,26 @@ from typing import TYPE_CHECKING, Any
 from onnxq_paddle.files import is_paddle as matches
 
 if TYPE_CHECKING:
+    from onnxq_paddle.emitting import EmitReport, to_paddle
     from onnxq_paddle.exporting import ExportReport, export, from_layer
 
-__all__ = ["ExportReport", "export", "from_layer", "matches", "to_onnx"]
+__all__ = [
+    "EmitReport",
+    "ExportReport",
+    "export",
+    "from_layer",
+    "from_onnx",
+    "matches",
+    "to_onnx",
+    "to_paddle",
+]
 
 _HOMES = {
+    "EmitReport": "onnxq_paddle.emitting",
     "ExportReport": "onnxq_paddle.exporting",
     "export": "onnxq_paddle.exporting",
     "from_layer": "onnxq_paddle.exporting",
+    "to_paddle": "onnxq_paddle.emitting",
 }
 
 
@@ -42,15 +54,15 @@ def to_onnx(
     tolerance: float = 1e-4,
     data: Path | None = None,
     shape: str | None = None,
-) -> None:
-    """The converter's way in; see `onnxq_paddle.export`.
+) -> str:
+    """Convert for the core, as `onnxq_paddle.export` does; returns how far off onnxruntime is.
 
     shape: of inputs, as text: `image=1x3x224x224,ids=1x16`. data: samples to verify on.
     """
     from onnxq.cli.options import shapes_of
     from onnxq_paddle.exporting import export
 
-    export(
+    report = export(
         path,
         dest,
         model_filename=model_filename,
@@ -61,3 +73,46 @@ def to_onnx(
         samples=data,
         shapes=shapes_of(shape.split(",") if shape else None),
     )
+    if not verify:
+        return "not verified against Paddle"
+    inputs = "a random input" if report.runs == 1 else f"{report.runs} inputs"
+    return f"onnxruntime is within {report.relative_error:.1e} of Paddle's range on {inputs}"
+
+
+def from_onnx(
+    path: Path,
+    dest: Path,
+    *,
+    model_filename: str | None = None,
+    params_filename: str | None = None,
+    format: str = "legacy",  # noqa: A002  # the word that users know
+    verify: bool = True,
+    tolerance: float = 1e-4,
+    data: Path | None = None,
+    shape: str | None = None,
+    reference: Path | None = None,
+) -> str:
+    """Convert for the core, as `onnxq_paddle.to_paddle` does; returns how Paddle compares.
+
+    data: samples to verify on. shape: of inputs, as text: `image=1x3x224x224,ids=1x16`.
+    reference: the float model that a static int8 one was made from.
+    """
+    from typing import cast
+
+    from onnxq.cli.options import shapes_of
+    from onnxq_paddle.emitting import to_paddle
+    from onnxq_paddle.judging import described
+
+    report = to_paddle(
+        path,
+        dest,
+        model_filename=model_filename,
+        params_filename=params_filename,
+        format=cast("Any", format),
+        verify=verify,
+        tolerance=tolerance,
+        samples=data,
+        shapes=shapes_of(shape.split(",") if shape else None),
+        reference=reference,
+    )
+    return described(report.judgement)

@@ -102,10 +102,9 @@ def _only_model(folder: Path) -> Path:
     if not found:
         raise ConversionError(f"{folder}: no Paddle model in it; {_contents(folder)}")
     if len(found) > 1:
-        names = ", ".join(path.name for path in found)
         raise ConversionError(
-            f"{folder}: several models ({names}): name one with model_filename, or give the path "
-            "of its file"
+            f"{folder}: several models ({_listed(found)}): name one with model_filename, or give "
+            "the path of its file"
         )
     return found[0]
 
@@ -131,14 +130,18 @@ def _params(model: Path, name: str | None) -> Path | None:
         return own
     found = sorted(folder.glob(f"*{PARAMS}"))
     if len(found) > 1:
-        names = ", ".join(path.name for path in found)
         raise ConversionError(
-            f"{model}: several files of parameters ({names}): name one with params_filename"
+            f"{model}: several files of parameters ({_listed(found)}): name one with "
+            "params_filename"
         )
     return found[0] if found else None
 
 
 def _contents(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"it holds {', '.join(names[:SHOWN])}{more}" if names else "it is empty"
+    paths = sorted(folder.iterdir())
+    return f"it holds {_listed(paths)}" if paths else "it is empty"
+
+
+def _listed(paths: list[Path]) -> str:
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return ", ".join(path.name for path in paths[:SHOWN]) + more

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from onnxq import __version__
 from onnxq.cli import looking, quantizing
+from onnxq.cli.converting import add_commands
 from onnxq.cli.options import Json
 from onnxq.cli.terminal import console, print_json
 from onnxq.errors import OnnxqError
@@ -33,8 +34,6 @@ for command in (
     quantizing.recipe,
     looking.compare,
     looking.benchmark,
-    quantizing.export,
-    quantizing.to,
 ):
     app.command()(command)
 
@@ -75,6 +74,7 @@ def _common(
 def run() -> None:
     """Run the command line; an error of onnxq's is one line on stderr and exit code 1."""
     try:
+        add_commands(app, next((word for word in sys.argv[1:] if not word.startswith("-")), None))
         app()
     except OnnxqError as error:
         from rich.console import Console

@@ -23,9 +23,8 @@ from onnxq.cli.options import (
 )
 from onnxq.cli.show_report import print_report
 from onnxq.cli.terminal import console, print_json, progress_bar
-from onnxq.errors import OptionError
 
-__all__ = ["calibrate", "dynamic", "export", "recipe", "static", "to"]
+__all__ = ["calibrate", "dynamic", "recipe", "static"]
 
 ReportFile = Annotated[
     Path | None, typer.Option("--report", help="Also write what was done to this file, as JSON.")
@@ -105,52 +104,6 @@ def calibrate(model: Model, output: Output, settings: Settings, json: Json = Fal
             f"{escape(str(output))}: statistics of {len(calibration.tensors)} tensors over "
             f"{calibration.samples} samples"
         )
-
-
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", metavar="KEY=VALUE", help="An option of the converter's own."),
-]
-
-
-def export(
-    model: Annotated[
-        Path, typer.Argument(help="A model of another framework.", show_default=False)
-    ],
-    output: Output,
-    converter: Annotated[
-        str | None, typer.Option(help="Its name; default: the one that takes the model.")
-    ] = None,
-    option: Options = None,
-) -> None:
-    """Convert a model of another framework to ONNX. The other commands do so by themselves."""
-    from onnxq.api import export as convert
-
-    name = convert(model, output, converter=converter, options=_key_values(option))
-    console.print(f"{escape(str(output))}: converted by {name}")
-
-
-def to(
-    framework: Annotated[str, typer.Argument(help="Name of a converter.", show_default=False)],
-    model: Annotated[Path, typer.Argument(help="An ONNX model.", show_default=False)],
-    output: Output,
-    option: Options = None,
-) -> None:
-    """Write an ONNX model in another framework's format."""
-    from onnxq.converters import from_onnx
-
-    from_onnx(model, output, name=framework, options=_key_values(option))
-    console.print(f"{escape(str(output))}: written by {framework}")
-
-
-def _key_values(options: list[str] | None) -> dict[str, str]:
-    found = {}
-    for option in options or ():
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise OptionError(f"--option takes KEY=VALUE, got {option!r}")
-        found[key] = value
-    return found
 
 
 @takes(sample_options, static_options, dynamic_options, image_options)

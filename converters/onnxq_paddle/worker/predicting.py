@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from paddle.inference import Config, create_predictor
 
-from onnxq.errors import ConversionError, DataError, one_line
+from onnxq.errors import ConversionError, DataError
 from onnxq.qtypes import Array
+from onnxq_paddle.worker.reasons import reason_of
 
 __all__ = ["Predictor", "open_predictor", "predict", "run_time"]
 
@@ -60,7 +61,7 @@ def open_predictor(
         active = create_predictor(config)
     except Exception as error:  # Paddle's C++ raises RuntimeError, ValueError and others
         raise ConversionError(
-            f"{os.path.basename(model)}: Paddle Inference cannot load it: {_reason(error)}"
+            f"{os.path.basename(model)}: Paddle Inference cannot load it: {reason_of(error)}"
         ) from error
     return Predictor(active, list(active.get_input_names()), list(active.get_output_names()))
 
@@ -106,12 +107,6 @@ def _run(predictor: Predictor) -> None:
     try:
         predictor.active.run()
     except Exception as error:  # as in open_predictor
-        raise ConversionError(f"Paddle Inference cannot run the model: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The sentence in Paddle's report, which has a stack of C++ calls and rulers before it."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    marked = [i for i, line in enumerate(lines) if "Error:" in line or "Error Message" in line]
-    kept = [line for line in lines[marked[-1] if marked else 0 :] if line.strip("-")]
-    return one_line(Exception(" ".join(kept[:6])))
+        raise ConversionError(
+            f"Paddle Inference cannot run the model: {reason_of(error)}"
+        ) from error
