@@ -45,6 +45,8 @@ ELSEWHERE = {
     ". .venv/bin/activate": "the PATH of these tests begins with the environment's commands",
     "pip install .": "make demo installs the package, in .ci/run",
 }
+# Pages whose blocks need a package of an extra -> the package
+NEEDS = {"paddleslim.md": "paddle"}
 # Files of recipes that are to be refused -> why
 INVALID = {"typo.toml": "shows the message for a key that does not exist"}
 
