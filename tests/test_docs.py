@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import re
 import shlex
 import shutil
@@ -38,6 +39,7 @@ from tests.pages import (
     ELSEWHERE,
     INVALID,
     LANGUAGES,
+    NEEDS,
     PAGES,
     README,
     README_ZH,
@@ -64,6 +66,9 @@ def every(*languages: str) -> list[Block]:
 def test_the_blocks_of_a_page_run_in_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    needed = NEEDS.get(page.name)
+    if needed is not None and importlib.util.find_spec(needed) is None:
+        pytest.skip(f"{needed} is not installed")
     session = Session(tmp_path, monkeypatch)
     for block in blocks_of(page):
         session.run(block)

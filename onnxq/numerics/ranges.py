@@ -7,8 +7,8 @@ The symmetric forms of `abs_max`, `hist` and `KL` follow PaddleSlim's definition
 2048 bins over its exact range; so do `mse` and `emd`, except that they search over the histogram of
 the whole set, up to the full range, where PaddleSlim searches batch by batch up to 0.98 of it;
 `ptf` looks at the whole set, where PaddleSlim keeps what the last batch gave; and `avg` averages
-over samples, where PaddleSlim averages over batches. `KL` adds the start of the range (min|x|),
-which PaddleSlim leaves out.
+over samples, where PaddleSlim averages over batches. `KL` and `hist` add the start of the range
+(min|x|), which PaddleSlim leaves out.
 
 Asymmetric forms: `min_max` and `avg` use both ends; `abs_max` is the symmetric range cut off at 0
 where nothing has the other sign; `hist` bounds each tail by its own share; `KL` is the symmetric
