@@ -142,7 +142,7 @@ def load_images(network: Network, part: str, limit: int | None, input_name: str)
         images = content[f"{part}_images"][:limit]
         labels = content[f"{part}_labels"][:limit]
     else:
-        images, labels = _imagenet(part, limit, network.crop)
+        images, labels = imagenet(part, limit, network.crop)
         if network.name == "tinydarknet":
             labels = _darknet_order()[labels]
     return Images(network, images, labels, input_name)
@@ -155,7 +155,7 @@ def _archive(name: str) -> Mapping[str, Array]:
 
 
 @cache
-def _imagenet(part: str, limit: int | None, crop: int | None) -> tuple[Array, Array]:
+def imagenet(part: str, limit: int | None, crop: int | None) -> tuple[Array, Array]:
     from PIL import Image
 
     folder = ASSETS / "data" / "imagenet"

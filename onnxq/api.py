@@ -114,6 +114,7 @@ def quantize_dynamic(
     *,
     bits: int = ...,
     granularity: Granularity = ...,
+    weight_correction: bool = ...,
     symmetric: bool = ...,
     encoding: Encoding = ...,
     include: Sequence[str] = ...,
@@ -133,6 +134,7 @@ def quantize_dynamic(
     *,
     bits: int = ...,
     granularity: Granularity = ...,
+    weight_correction: bool = ...,
     symmetric: bool = ...,
     encoding: Encoding = ...,
     include: Sequence[str] = ...,
@@ -151,6 +153,7 @@ def quantize_dynamic(
     *,
     bits: int = 8,
     granularity: Granularity = "channel",
+    weight_correction: bool = False,
     symmetric: bool = True,
     encoding: Encoding = "qdq",
     include: Sequence[str] = (),
@@ -164,6 +167,8 @@ def quantize_dynamic(
     """Store the weights as integers; activations stay float. Needs no data.
 
     bits: 8 or 16. granularity: one scale a channel or a tensor. symmetric: zero points are 0.
+    weight_correction: each channel keeps its mean and its spread, at the cost of a few values that
+        are not rounded to the nearest integer.
     encoding: `qdq`, the standard DequantizeLinear (load it with `onnxq.load_session`); or `fold`,
         Cast and Mul, which any onnxruntime session folds to float at load.
     include, exclude, include_ops, exclude_ops: which nodes, by glob pattern (of names of nodes, of
@@ -177,6 +182,7 @@ def quantize_dynamic(
     recipe = DynamicRecipe(
         bits=bits,
         granularity=granularity,
+        weight_correction=weight_correction,
         symmetric=symmetric,
         encoding=encoding,
         include=names("include", include),
@@ -196,10 +202,12 @@ def quantize_static(
     output: None = None,
     data: DataLike | None = ...,
     *,
+    bits: int = ...,
     method: str = ...,
     percentile: float = ...,
     target: str | None = ...,
     granularity: Granularity = ...,
+    weight_correction: bool = ...,
     symmetric: bool | None = ...,
     integer_io: bool = ...,
     samples: int | None = ...,
@@ -223,10 +231,12 @@ def quantize_static(
     output: PathLike,
     data: DataLike | None = ...,
     *,
+    bits: int = ...,
     method: str = ...,
     percentile: float = ...,
     target: str | None = ...,
     granularity: Granularity = ...,
+    weight_correction: bool = ...,
     symmetric: bool | None = ...,
     integer_io: bool = ...,
     samples: int | None = ...,
@@ -249,10 +259,12 @@ def quantize_static(
     output: PathLike | None = None,
     data: DataLike | None = None,
     *,
+    bits: int = 8,
     method: str = DEFAULT_METHOD,
     percentile: float = 0.9999,
     target: str | None = None,
     granularity: Granularity = "channel",
+    weight_correction: bool = False,
     symmetric: bool | None = None,
     integer_io: bool = False,
     samples: int | None = None,
@@ -268,26 +280,30 @@ def quantize_static(
     report: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Report | onnx.ModelProto:
-    """Weights and activations in 8 bits where the target runs them in int8.
+    """Weights and activations become integers where the target runs them in int8.
 
+    bits: 8, or 16, for which onnxruntime has no kernels: it calculates in float.
     data: samples for the ranges of activations (see `onnxq.data.samples.open_samples`); unlabelled.
     samples: how many to calibrate with, None for all. batch_size: how many run at once.
     images: how image files become arrays.
-    method: KL, hist (percentile), mse, emd, avg, abs_max or min_max.
+    method: KL, hist (percentile), mse, emd, ptf, avg, abs_max or min_max.
     percentile: for `hist`, the share to cover (0.9999, or 99.99 percent).
     target: one of onnxruntime-x86, onnxruntime-arm, openvino, tensorrt, paddle; None for
         onnxruntime on this machine's kind of processor.
-    granularity: of weights. symmetric: of activations; None for the target's choice.
+    granularity, weight_correction: of weights.
+    symmetric: of activations; None for the target's choice.
     integer_io: float inputs and outputs become integers; the report says with which parameters.
     verify: hold some samples back (see `onnxq.data.split`) and compare both models on them.
     include, exclude, include_ops, exclude_ops, rules: as in `quantize_dynamic`.
     The rest as in `quantize`, errors too.
     """
     recipe = StaticRecipe(
+        bits=bits,
         method=method,
         percentile=percentile,
         target=target,
         granularity=granularity,
+        weight_correction=weight_correction,
         symmetric=symmetric,
         integer_io=integer_io,
         samples=samples,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.calibration import Calibration
-from onnxq.errors import CalibrationError, ModelError, OptionError
+from onnxq.errors import CalibrationError, ModelError
 from onnxq.model import read
+from onnxq.numerics.correction import round_to_mean, spread_ratio
 from onnxq.numerics.quantize import (
     SMALLEST_SCALE,
     abs_max,
@@ -19,10 +20,19 @@ from onnxq.numerics.quantize import (
     symmetric_params,
 )
 from onnxq.numerics.ranges import METHODS, RangeOptions
-from onnxq.plans import ActivationPlacement, Placement, Plan, Use, WeightPlacement
+from onnxq.plans import (
+    ActivationPlacement,
+    Placement,
+    Plan,
+    Use,
+    WeightPlacement,
+    WeightUpdate,
+)
 from onnxq.prepare import Prepared
 from onnxq.qtypes import (
     INT32,
+    Array,
+    Float32Array,
     Float64Array,
     PerChannel,
     PerTensor,
@@ -49,6 +59,9 @@ def parametrize(
     params: dict[str, QuantParams] = {}
     for weight in placement.weights:
         params[weight.tensor] = _weight_params(prepared, weight)
+    nearest = {w.tensor: params[w.tensor] for w in placement.weights if w.corrected}
+    params |= {name: _with_spread(prepared, name, found) for name, found in nearest.items()}
+    spread = {name: params[name].scale for name in nearest}
     pending = [a for a in placement.activations if a.joins]
     for activation in placement.activations:
         if activation.owner in params or activation.joins:
@@ -66,7 +79,7 @@ def parametrize(
             params[activation.owner] = _union(activation.spec, parts)
         pending = [a for a in pending if a not in ready]
     biases = _fit_biases(prepared, placement, params)
-    return Plan(placement, params, biases)
+    return Plan(placement, params, biases, _to_mean(nearest, spread, params))
 
 
 def check_finite(prepared: Prepared, placement: Placement) -> None:
@@ -98,6 +111,31 @@ def _weight_params(prepared: Prepared, weight: WeightPlacement) -> QuantParams:
     return params_from_range(weight.spec, *read(tensor, lambda values: extremes(values, axis)))
 
 
+def _with_spread(prepared: Prepared, name: str, params: QuantParams) -> QuantParams:
+    """The scale at which the integers that keep a channel's mean have its spread as well."""
+
+    def ratio(values: Array) -> Float64Array:
+        return spread_ratio(values, round_to_mean(values, params), params)
+
+    factor = read(_tensor(prepared, name), ratio)
+    scale = np.maximum(params.scale * factor, SMALLEST_SCALE).astype(np.float32)
+    return QuantParams(params.spec, scale.reshape(params.scale.shape), params.zero_point)
+
+
+def _to_mean(
+    nearest: Mapping[str, QuantParams],
+    spread: Mapping[str, Float32Array],
+    params: Mapping[str, QuantParams],
+) -> dict[str, WeightUpdate]:
+    """At which scale corrected weights are rounded: the final one where a bias has raised it."""
+    found = {}
+    for name, before in nearest.items():
+        final = params[name].scale
+        scale = np.where(final == spread[name], before.scale, final).astype(np.float32)
+        found[name] = WeightUpdate(to_mean=QuantParams(before.spec, scale, before.zero_point))
+    return found
+
+
 def _union(spec: QuantSpec, parts: Sequence[QuantParams]) -> QuantParams:
     """Parameters for all that the parts can hold: those of one part, if it holds the others."""
     ranges = [range_of(part) for part in parts]
@@ -121,8 +159,6 @@ def _activation_params(activation: ActivationPlacement, calibration: Calibration
     options = activation.method
     stats = calibration.of(activation.owner)
     spec = activation.spec
-    if spec.qtype.bits > 8 and options.method == "KL":
-        raise OptionError("KL degenerates above 8 bits: choose another method")
     if stats is None:
         return params_from_range(spec, 0.0, 0.0)
     low, high = METHODS[options.method](
@@ -138,14 +174,22 @@ def _fit_biases(
 
     Where bias / (s_x * s_w) would not fit, s_w of that channel is raised until it does, in all the
     uses of the weight. Room is left for the sum of products, to which the kernels add the bias.
+
+    With 16 bits no kernel assumes anything, and s_x * s_w is too small a step: the bias has a scale
+    of its own. (A float one onnxruntime would quantize itself, with s_x * s_w and an overflow.)
     """
     activations = {a.tensor: a for a in placement.activations}
     plan = Plan(placement, params)
     needed: dict[str, Float64Array] = {}
+    fitted: dict[Use, QuantParams] = {}
     found: list[tuple[Use, QuantParams, str]] = []
     for bias in placement.biases:
         s_x = plan.activation_params(activations[bias.activation])
         values = np.asarray(_tensor(prepared, bias.tensor).numpy(), np.float64).reshape(-1)
+        if s_x.spec.qtype.bits > 8:
+            alpha = np.abs(values).max(initial=0.0)
+            fitted[bias.use] = symmetric_params(QuantSpec(INT32, PerTensor(), True), alpha)
+            continue
         scaled = np.abs(values) / float(s_x.scale)
         if params[bias.weight].axis is None:
             scaled = scaled.max(initial=0.0, keepdims=True)
@@ -154,7 +198,7 @@ def _fit_biases(
     for weight, scaled in needed.items():
         params[weight] = _with_room(_tensor(prepared, weight), params[weight], scaled)
     # only now are the weights' scales final
-    return {use: _bias_params(s_x, params[weight]) for use, s_x, weight in found}
+    return fitted | {use: _bias_params(s_x, params[weight]) for use, s_x, weight in found}
 
 
 def _with_room(tensor: ir.TensorProtocol, params: QuantParams, scaled: Float64Array) -> QuantParams:

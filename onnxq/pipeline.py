@@ -27,7 +27,7 @@ from onnxq.improve import improve
 from onnxq.model import ModelLike, SourceModel, load
 from onnxq.numerics.ranges import RANGES_ONLY
 from onnxq.parametrize import check_finite, parametrize
-from onnxq.placement import place_static, place_weights
+from onnxq.placement import place_static, place_weights, with_correction
 from onnxq.placement.existing import is_quantize
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared, prepare
@@ -257,8 +257,11 @@ def place(prepared: Prepared, recipe: Recipe) -> Placement:
     """What the recipe quantizes where."""
     choices = Choices(prepared, recipe)
     if isinstance(recipe, DynamicRecipe):
-        return place_weights(prepared, choices, _encoding(prepared, recipe))
-    return place_static(prepared, choices, target_of(recipe.target), integer_io=recipe.integer_io)
+        placement = place_weights(prepared, choices, _encoding(prepared, recipe))
+    else:
+        target = target_of(recipe.target).at(recipe.bits)
+        placement = place_static(prepared, choices, target, integer_io=recipe.integer_io)
+    return with_correction(placement) if recipe.weight_correction else placement
 
 
 def _encoding(prepared: Prepared, recipe: DynamicRecipe) -> Encoding:
@@ -321,12 +324,16 @@ def _metadata(
     integer_io = _integer_io(source, plan)
     if integer_io:
         found["integer_io"] = integer_io
+    if recipe.weight_correction:
+        found["weight_correction"] = True
     if isinstance(recipe, DynamicRecipe):
         names = ("bits", "granularity", "symmetric")
         found |= {name: getattr(recipe, name) for name in names}
         forms = [weight.form for weight in plan.placement.weights]
         return {**found, "encoding": forms[0] if forms else recipe.encoding}
     assert calibration is not None
+    if recipe.bits != TARGETS[recipe.target or ""].weight.bits:
+        found["bits"] = recipe.bits
     found |= {"target": recipe.target, "method": recipe.method, "granularity": recipe.granularity}
     if recipe.method in ("hist", "percentile"):
         found["percentile"] = recipe.method_options.share

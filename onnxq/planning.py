@@ -49,6 +49,7 @@ class PlanReport:
                     "kind": w.kind,
                     "type": str(w.spec),
                     "form": w.form,
+                    "corrected": w.corrected,
                     "used_by": self._users(w.uses),
                     **self._params(w.tensor),
                 }
@@ -87,6 +88,7 @@ class PlanReport:
         for row in found["weights"]:
             yield (
                 f"weight {row['tensor']}: {row['type']}, {_FORMS[row['form']]}, "
+                f"{'corrected, ' if row['corrected'] else ''}"
                 f"{_numbers(row)}; for {', '.join(row['used_by'])}"
             )
         for row in found["activations"]:

@@ -40,6 +40,7 @@ class WeightPlacement:
     tensor: its name. uses: the node inputs that read the integers.
     others: whether something else goes on reading the float tensor.
     kind: "weight", "recurrence weight", "embedding", or "constant" (the operand of an Add or Mul).
+    corrected: its mean and spread a channel are kept (see numerics/correction.py).
     form: how they are read. `kernel`: through a DequantizeLinear a reader, which fuses with it into
         an int8 kernel. `qdq`, `fold`: the weight is only stored as integers, and one
         DequantizeLinear, or Cast and Mul, gives the float tensor to all that read it.
@@ -51,11 +52,15 @@ class WeightPlacement:
     form: Form
     kind: str = "weight"
     others: bool = False
+    corrected: bool = False
 
 
 @dataclass(frozen=True)
 class BiasPlacement:
-    """A bias that becomes int32 with scale s_x * s_w: input `use` of a weighted node."""
+    """A bias that becomes int32: input `use` of a weighted node.
+
+    Its scale is s_x * s_w, or one of its own where activations have more than 8 bits.
+    """
 
     tensor: str
     use: Use
@@ -131,14 +136,17 @@ class Placement:
 
 @dataclass(frozen=True, eq=False)
 class WeightUpdate:
-    """What an improving pass changed of a weight or a bias.
+    """What differs from the nearest integers of a weight's or a bias's own values.
 
     values: float32 values that take the place of the tensor's own before quantization.
     integers: the chosen integers, of the tensor's shape, in place of rounding to the nearest.
+    to_mean: the parameters at which it is rounded so that each channel keeps its mean; the scale in
+        `Plan.params` is another one if the spread of the channels is kept too.
     """
 
     values: Float32Array | None = None
     integers: IntArray | None = None
+    to_mean: QuantParams | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ class Rule:
     leave_float: True keeps the nodes float, False quantizes them although something before this
         rule left them out.
     bits: of the weights. 16 in static mode stores them as INT16 and calculates in float, as no
-        target has kernels for 16 bits.
+        target has kernels for 16 bits (but see `bits` of StaticRecipe).
     granularity: one scale a channel or a tensor, of the weights.
     symmetric: in dynamic mode of the weights, in static mode of the tensors that the nodes give.
     method, percentile: in static mode, for the range of the tensors that the nodes give (or of a
@@ -142,6 +142,7 @@ class _Common:
     """What both modes have: which nodes, and rules for some of them."""
 
     granularity: Granularity = "channel"
+    weight_correction: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     include_ops: tuple[str, ...] = ()
@@ -187,8 +188,9 @@ class DynamicRecipe(_Common):
 
 @dataclass(frozen=True, kw_only=True)
 class StaticRecipe(_Common):
-    """Weights and activations in 8 bits; fields as in `quantize_static`.
+    """Weights and activations become integers; fields as in `quantize_static`.
 
+    bits: of weights and activations; 16 runs as float in all kernels known here.
     target: None for onnxruntime on this machine's kind of processor.
     symmetric: of activations; None for the target's own choice.
     data, statistics: paths, from where the command was run; a call's own `data` or `statistics`
@@ -197,6 +199,7 @@ class StaticRecipe(_Common):
 
     mode: ClassVar[Literal["static"]] = "static"
 
+    bits: int = 8
     target: str | None = None
     method: str = DEFAULT_METHOD
     percentile: float = 0.9999
@@ -212,6 +215,9 @@ class StaticRecipe(_Common):
     def __post_init__(self) -> None:
         super().__post_init__()
         MethodOptions(self.method, self.percentile)
+        check_choice("bits", self.bits, BITS)
+        if self.bits > 8 and "KL" in (self.method, *(rule.method for rule in self.rules)):
+            raise OptionError("KL degenerates above 8 bits: choose another method")
         target = target_of(self.target)
         for name in ("samples", "batch_size"):
             value = getattr(self, name)
@@ -225,6 +231,8 @@ class StaticRecipe(_Common):
                 f"target {target.name} runs symmetric activations only: leave out symmetric = "
                 f"false, or choose one of {', '.join(_asymmetric())}"
             )
+        if self.bits > 8 and False in asked:
+            raise OptionError("activations of 16 bits are symmetric: leave out symmetric = false")
 
     @property
     def method_options(self) -> MethodOptions:

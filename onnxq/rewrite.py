@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.model import new_value, read, shape_of
+from onnxq.numerics.correction import round_to_mean
 from onnxq.numerics.quantize import dequantize, quantize
 from onnxq.plans import ActivationPlacement, BiasPlacement, Plan, Use, WeightPlacement
 from onnxq.prepare import Prepared
@@ -47,13 +48,23 @@ def fake_quantized(prepared: Prepared, plan: Plan) -> ir.Model:
                     name,
                     tensor,
                     tensor.dtype,
-                    functools.partial(_round, params=plan.params[name]),
+                    functools.partial(_round, plan=plan, name=name),
                 )
     return model
 
 
-def _round(x: Array, params: QuantParams) -> Array:
-    return dequantize(quantize(x, params), params).astype(x.dtype)
+def _round(x: Array, plan: Plan, name: str) -> Array:
+    return dequantize(_integers(x, plan, name), plan.params[name]).astype(x.dtype)
+
+
+def _integers(x: Array, plan: Plan, name: str) -> Array:
+    """The integers of a weight with the values x."""
+    params, update = plan.params[name], plan.updates.get(name)
+    if update is not None and update.integers is not None:
+        return update.integers.astype(params.spec.qtype.dtype)
+    if update is not None and update.to_mean is not None:
+        return round_to_mean(x, update.to_mean)
+    return quantize(x, params)
 
 
 def _lazy(
@@ -104,12 +115,8 @@ class _Rewriter:
         if update is not None and update.values is not None:
             source = ir.tensor(update.values, name=name)
         dtype = ir.DataType.from_numpy(params.spec.qtype.dtype)
-        if update is not None and update.integers is not None:
-            integers: ir.TensorProtocol = ir.tensor(
-                update.integers.astype(params.spec.qtype.dtype), name=name
-            )
-        else:
-            integers = _lazy(name, source, dtype, lambda x: quantize(x, params))
+        choose = functools.partial(_integers, plan=self.plan, name=name)
+        integers = _lazy(name, source, dtype, choose)
         if placed.form == "kernel":
             q = self._initializer(graph, f"{name}_quantized", integers)
             for use in placed.uses:
@@ -187,7 +194,8 @@ class _Rewriter:
             self._integer_input(value, params, key)
             return
         inputs = [value, *self._params(self.graph, params, key, explicit=True)]
-        q = ir.node("QuantizeLinear", inputs, name=self._unique(f"{name}_QuantizeLinear"))
+        label = self._unique(f"{name}_QuantizeLinear")
+        q = ir.node("QuantizeLinear", inputs, domain=self._domain(params), name=label)
         q.outputs[0].name = self._unique(f"{name}_quantized")
         quantized = set(placed.uses)
         floats = [
@@ -278,19 +286,22 @@ class _Rewriter:
     ) -> ir.Node:
         """A DequantizeLinear of `q`; `explicit`: with a zero point although it is 0."""
         label = label or key
-        opset = self.model.opset_imports.get("", 0)
-        foreign = params.spec.qtype.opset > opset
-        if foreign:
-            self.model.opset_imports.setdefault(MICROSOFT, 1)
         node = ir.node(
             "DequantizeLinear",
             [q, *self._params(graph, params, key, explicit=explicit)],
             {} if params.axis is None else {"axis": params.axis},
-            domain=MICROSOFT if foreign else "",
+            domain=self._domain(params),
             name=self._unique(f"{label}_DequantizeLinear"),
         )
         node.outputs[0].name = self._unique(f"{label}_dequantized")
         return node
+
+    def _domain(self, params: QuantParams) -> str:
+        """Whose QuantizeLinear takes these integers at the model's opset."""
+        if params.spec.qtype.opset <= self.model.opset_imports.get("", 0):
+            return ""
+        self.model.opset_imports.setdefault(MICROSOFT, 1)
+        return MICROSOFT
 
     def _params(
         self, graph: ir.Graph, params: QuantParams, key: str, *, explicit: bool

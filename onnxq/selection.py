@@ -52,8 +52,7 @@ class Choices:
         self._prepared = prepared
         dynamic = isinstance(recipe, DynamicRecipe)
         method = MethodOptions() if isinstance(recipe, DynamicRecipe) else recipe.method_options
-        bits = recipe.bits if isinstance(recipe, DynamicRecipe) else 8
-        self._base = Choice(None, bits, recipe.granularity, recipe.symmetric, method)
+        self._base = Choice(None, recipe.bits, recipe.granularity, recipe.symmetric, method)
         nodes = list(ir.traversal.RecursiveGraphIterator(prepared.ir.graph))
         self._names = {node.name or "": self._all_names(node) for node in nodes}
         inputs = set() if dynamic else {v.name or "" for v in prepared.ir.graph.inputs}

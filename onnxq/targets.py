@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass, replace
 
 from onnxq.errors import OptionError
-from onnxq.qtypes import INT8, UINT8, PerTensor, QuantSpec
+from onnxq.qtypes import INT8, INT16, UINT8, PerTensor, QType, QuantSpec
 
 __all__ = ["TARGETS", "Target", "default_target", "target_of"]
 
@@ -24,6 +24,7 @@ class Target:
     """What a runtime runs fast.
 
     activation: how activations are quantized (per tensor).
+    weight: the integers of weights; symmetric.
     ops: op types with an int8 kernel, or that pass int8 through.
     integer_bias: biases are int32 with scale s_x * s_w; else they stay float.
     quantized_outputs: a Conv fuses only if its output is quantized too. If False, tensors are
@@ -38,6 +39,14 @@ class Target:
     integer_bias: bool = True
     quantized_outputs: bool = True
     skip_input_only: bool = False
+    weight: QType = INT8
+
+    def at(self, bits: int) -> Target:
+        """The same for weights and activations of 8 or 16 bits; both are symmetric at 16."""
+        if bits == self.weight.bits:
+            return self
+        activation = QuantSpec(INT16, PerTensor(), symmetric=True)
+        return replace(self, activation=activation, weight=INT16, integer_bias=True)
 
 
 _X86 = Target("onnxruntime-x86", QuantSpec(UINT8, PerTensor(), symmetric=False), _ORT_OPS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import numpy_helper
 
 from tests.models import Array
@@ -18,6 +19,19 @@ from tests.models import Array
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")  # "real" needs downloads
 
 Value = Any  # an array, a list of arrays for a sequence, None for an empty optional
+
+# What a data set of a model in a directory is made of (onnx 1.17 has its node tests so, too): the
+# message for each type, and the field of the message that has the values
+MESSAGES = {
+    "tensor_type": onnx.TensorProto,
+    "sequence_type": onnx.SequenceProto,
+    "optional_type": onnx.OptionalProto,
+}
+SEQUENCES: dict[int, str] = {onnx.SequenceProto.TENSOR: "tensor_values"}
+OPTIONALS: dict[int, str] = {
+    onnx.OptionalProto.TENSOR: "tensor_value",
+    onnx.OptionalProto.SEQUENCE: "sequence_value",
+}
 
 
 @dataclass(frozen=True)
@@ -71,18 +85,31 @@ def _case(test: Any) -> Case:
 def _read_set(model: onnx.ModelProto, folder: Path) -> tuple[list[Value], list[Value]]:
     def read(kind: str, values: Sequence[onnx.ValueInfoProto]) -> Iterator[Value]:
         for i in range(len(list(folder.glob(f"{kind}_*.pb")))):
-            assert values[i].type.HasField("tensor_type")
-            tensor = onnx.TensorProto()
-            tensor.ParseFromString((folder / f"{kind}_{i}.pb").read_bytes())
-            yield tensor
+            declared = values[i].type
+            value = MESSAGES[declared.WhichOneof("value")]()
+            value.ParseFromString((folder / f"{kind}_{i}.pb").read_bytes())
+            if declared.tensor_type.elem_type == onnx.TensorProto.BFLOAT16:
+                value.data_type = onnx.TensorProto.BFLOAT16  # onnx 1.17 wrote the bits as uint16
+            yield value
 
     return list(read("input", model.graph.input)), list(read("output", model.graph.output))
 
 
 def _value(value: Value) -> Value:
     if isinstance(value, onnx.TensorProto):
-        return numpy_helper.to_array(value)
+        return _array(value)
+    if isinstance(value, onnx.SequenceProto):
+        return [_value(item) for item in getattr(value, SEQUENCES[value.elem_type])]
+    if isinstance(value, onnx.OptionalProto):
+        return _value(getattr(value, OPTIONALS[value.elem_type])) if value.elem_type else None
     return np.asarray(value) if isinstance(value, np.generic | int | float) else value
+
+
+def _array(tensor: onnx.TensorProto) -> Array:
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return numpy_helper.to_array(tensor)
+    # by onnx-ir: numpy_helper of onnx 1.17 makes float32 of bfloat16 and of the types of 8 bits
+    return np.asarray(ir.serde.deserialize_tensor(tensor).numpy())
 
 
 def frozen(case: Case) -> Case | None:
@@ -103,7 +130,7 @@ def frozen(case: Case) -> Case | None:
             continue
         position = [value.name for value in model.graph.input].index(name)
         del model.graph.input[position]
-        model.graph.initializer.append(numpy_helper.from_array(array, name))
+        model.graph.initializer.append(ir.to_proto(ir.tensor(array, name=name)))
     left = {value.name for value in model.graph.input}
     one: dict[str, Array] = {name: value for name, value in feed.items() if name in left}
     return Case(f"{case.name} (frozen)", model, [one], case.expected[:1])

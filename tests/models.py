@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 import onnx.parser
 import onnxruntime as ort
+import pytest
 from onnx import numpy_helper
 
 Array = npt.NDArray[Any]
@@ -33,6 +34,16 @@ def build(
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
     onnx.checker.check_model(model)
     return model
+
+
+def opsets(*versions: int) -> list[int | pytest.ParameterSet]:
+    """Parameters of a test: those that the installed onnx does not know are skipped."""
+    newest = onnx.defs.onnx_opset_version()
+    reason = f"onnx {onnx.__version__} knows opsets up to {newest}"
+    return [
+        pytest.param(version, marks=pytest.mark.skip(reason)) if version > newest else version
+        for version in versions
+    ]
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import importlib.util
 import re
 import shlex
 import shutil
@@ -18,6 +20,7 @@ import typer
 
 import onnxq
 from onnxq.cli.app import app
+from onnxq.cli.converting import add_commands
 from onnxq.measure.benchmarking import Memory, ModelFigures
 from onnxq.measure.comparison import OutputComparison
 from onnxq.measure.fusion import Stray
@@ -36,6 +39,7 @@ from tests.pages import (
     ELSEWHERE,
     INVALID,
     LANGUAGES,
+    NEEDS,
     PAGES,
     README,
     README_ZH,
@@ -62,6 +66,9 @@ def every(*languages: str) -> list[Block]:
 def test_the_blocks_of_a_page_run_in_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    needed = NEEDS.get(page.name)
+    if needed is not None and importlib.util.find_spec(needed) is None:
+        pytest.skip(f"{needed} is not installed")
     session = Session(tmp_path, monkeypatch)
     for block in blocks_of(page):
         session.run(block)
@@ -195,7 +202,10 @@ def test_relative_links_resolve(page: Path) -> None:
 
 def commands() -> dict[str, set[str]]:
     """Name of each command -> its options."""
-    group = typer.main.get_command(app)
+    complete = copy.copy(app)
+    complete.registered_commands = list(app.registered_commands)
+    add_commands(complete, "export")
+    group = typer.main.get_command(complete)
     known = {"": {"--help", *(o for p in group.params for o in p.opts)}}
     for name, command in getattr(group, "commands").items():  # noqa: B009  # of a group alone
         options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}

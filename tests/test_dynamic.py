@@ -22,6 +22,7 @@ from tests.models import (
     normal,
     open_session,
     ops,
+    opsets,
     optimized_ops,
     rounded,
     run,
@@ -197,7 +198,7 @@ def test_error_is_within_half_a_step(name: str, tmp_path: Path) -> None:
         assert error.max() > 0
 
 
-@pytest.mark.parametrize("opset", [13, 17, 21, 23])
+@pytest.mark.parametrize("opset", opsets(13, 17, 21, 23))
 def test_16_bits_use_the_standard_operator_from_opset_21(opset: int) -> None:
     case = CASES["Gemm"]
     result = onnxq.quantize_dynamic(case.model(opset), bits=16)

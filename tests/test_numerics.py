@@ -182,6 +182,17 @@ def test_mse_is_the_search_over_all_values(name: str) -> None:
     assert losses[nearest] <= min(losses.values()) * 1.005
 
 
+@pytest.mark.parametrize("name", DATA)
+def test_ptf_is_the_best_power_of_two_as_literally_searched(name: str) -> None:
+    """PaddleSlim clips negative values to 0 in the loss; so on |x|, where that is no difference."""
+    x = np.abs(DATA[name])
+    top = np.float64(x.max())
+    scales = [top / 127 / 8, top / 127 / 4, top / 127 / 2, top / 127]
+    losses = [np.square(x - np.clip(np.round(x / s), 0, 127) * s).mean() for s in scales]
+    _, found = METHODS["ptf"](statistics(x, [11]), SYMMETRIC)
+    assert found == pytest.approx(127 * scales[int(np.argmin(losses))])
+
+
 def test_extremes_are_exact_and_avg_is_the_mean_over_samples() -> None:
     x = DATA["laplace"]
     stats = statistics(x, [10])

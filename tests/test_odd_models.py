@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
@@ -173,7 +174,7 @@ def test_bfloat16_input(spooled: bool) -> None:
         "(bfloat16[N,8] x) => (float[N,4] y) { f = Cast<to=1>(x) y = MatMul(f, w1) }",
         {"w1": w(8, 4)},
     )
-    bfloat16 = helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+    bfloat16 = ir.DataType.BFLOAT16.numpy()
     feeds = [{"x": normal(2, 8, seed=i).astype(bfloat16)} for i in range(4)]
     result = onnxq.quantize_static(model, None, iter(feeds) if spooled else feeds)
     assert ops(result)["QuantizeLinear"] == 1

@@ -15,7 +15,7 @@ from onnx import helper
 import onnxq
 from onnxq.prepare.opset import raise_opset
 from tests.both_modes import assert_close, images, quantize, w
-from tests.models import Array, build, normal, run
+from tests.models import Array, build, normal, open_session, run
 
 P = "<pads=[1,1,1,1]>"
 MODES = ["dynamic", "static"]
@@ -133,6 +133,29 @@ def test_raised_opset_calculates_the_same(name: str) -> None:
     np.testing.assert_allclose(before, after, rtol=1e-6, atol=1e-6)
 
 
+def test_sequences_keep_their_types() -> None:
+    model = build(
+        "(bool c, float[2,8] x, seq(float[2,8]) q)"
+        " => (float[2,4] y, seq(float[2,8]) s, seq(float) i)"
+        " { y = MatMul(x, w1) i = SequenceInsert(q, x) s = If(c) <"
+        "then_branch = t () => (seq(float[2,8]) a) { a = SequenceConstruct(x) },"
+        "else_branch = e () => (seq(float[2,8]) b) { r = Relu(x) b = SequenceConstruct(r, x) }> }",
+        {"w1": w(8, 4)},
+        opset=12,
+    )
+    result = onnxq.quantize_dynamic(model)
+    assert result.opset_import[0].version == 13
+    for before, after in (
+        (model.graph.input, result.graph.input),
+        (model.graph.output, result.graph.output),
+    ):
+        assert {v.name: v.type for v in before} == {v.name: v.type for v in after}
+    session, x = open_session(result), normal(2, 8)
+    for condition, length in ((True, 1), (False, 2)):
+        _, made, inserted = session.run(None, {"c": np.array(condition), "x": x, "q": [x]})
+        assert (len(made), len(inserted)) == (length, 2)
+
+
 @pytest.mark.parametrize(
     ("opset", "node", "weights", "words"),
     [
@@ -150,9 +173,9 @@ def test_what_no_later_opset_says_is_refused(
 
 def test_scan_of_opset_8_is_refused() -> None:
     model = build(
-        "(float[1,3,2] x, float[1,2] i) => (float[1,2] y, float[1,3,2] z) { y, z = Scan"
-        "<num_scan_inputs=1, body = b (float[2] s, float[2] t) => (float[2] so, float[2] o)"
-        ' { so = Add(s, t) o = Identity(so) }>("", i, x) }',
+        "(int64[1] lengths, float[1,3,2] x, float[1,2] i) => (float[1,2] y, float[1,3,2] z)"
+        " { y, z = Scan<num_scan_inputs=1, body = b (float[2] s, float[2] t)"
+        " => (float[2] so, float[2] o) { so = Add(s, t) o = Identity(so) }>(lengths, i, x) }",
         opset=8,
     )
     with pytest.raises(onnxq.ModelError, match="Scan of opset 8 has a batch axis"):

@@ -25,6 +25,7 @@ from tests.models import (
     build,
     normal,
     ops,
+    opsets,
     run,
     samples,
     weights_of,
@@ -269,7 +270,7 @@ def test_opset_11_is_raised_to_13() -> None:
     assert result.ir_version >= 7
 
 
-@pytest.mark.parametrize("opset", [13, 17, 21, 23])
+@pytest.mark.parametrize("opset", opsets(13, 17, 21, 23))
 def test_a_higher_opset_stays(opset: int) -> None:
     model = build(
         "(float[N,8] x) => (float[N,4] y) { y = MatMul(x, w) }", {"w": normal(8, 4)}, opset=opset

@@ -110,7 +110,7 @@ def test_a_recipe_survives_its_file(tmp_path_factory: Any, recipe: Recipe, kind:
         ('mode = "dynamc"', ["dynamic, static", "'dynamc'"]),
         ('mode = "dynamic"\nbitz = 8', ["'bitz'", "near are bits", "valid are granularity"]),
         ('mode = "dynamic"\nmethod = "KL"', ["'method' is for static mode"]),
-        ('mode = "static"\nbits = 16', ["'bits' is for dynamic mode"]),
+        ('mode = "static"\nencoding = "qdq"', ["'encoding' is for dynamic mode"]),
         ('mode = "static"\nbitz = 16', ["'bitz' in static mode", "valid are"]),
         ('mode = "dynamic"\nbits = 4', ["bits must be one of 8, 16, got 4"]),
         ('mode = "dynamic"\nbits = "8"', ["bits must be an integer, got '8'"]),

@@ -19,6 +19,7 @@ from tests.models import (
     build,
     normal,
     open_session,
+    opsets,
     optimized_graph,
     optimized_ops,
     run,
@@ -142,7 +143,7 @@ NETS = {
     ),
     "Add of a constant": Net(
         f"{_HEAD} {{ a = Conv{_P}(x, w1, b1) s = Add(a, k) y = Conv{_P}(s, w2) }}",
-        {**_TWO, "k": normal(1, 16, 1, 1, seed=5)},
+        {**_TWO, "k": normal(1, 16, 10, 10, seed=5)},
         {"QLinearConv": 2, "QLinearAdd": 1},
         ("Add", "Conv"),
     ),
@@ -547,7 +548,7 @@ def test_old_opset_is_raised(tmp_path: Path, opset: int) -> None:
     assert optimized_ops(result)["QLinearConv"] == 2
 
 
-@pytest.mark.parametrize("opset", [13, 17, 19, 21, 23])
+@pytest.mark.parametrize("opset", opsets(13, 17, 19, 21, 23))
 def test_opsets_fuse_alike(opset: int) -> None:
     net = NETS["residual Add"]
     result = quantize(net.model(opset), net.feeds())

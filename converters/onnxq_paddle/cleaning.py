@@ -21,6 +21,8 @@ from onnxq.prepare import prepare
 __all__ = ["clean"]
 
 PARAMETER = re.compile(r"(.+)\.[wb]_\d+")
+# How paddle2onnx calls what an operation of Paddle makes; its own helpers have other names
+RESULT = "p2o."
 OLDEST_OPSET = 13
 
 
@@ -35,22 +37,28 @@ def clean(file: Path, names: Mapping[str, str]) -> ir.Model:
 def _lead_names_back(graph: ir.Graph, names: Mapping[str, str]) -> None:
     """Give tensors Paddle's names, those behind Identity nodes too, since these will be dropped."""
     used = {value.name for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
+    named: set[ir.Value] = set()
     for node in graph:
         for value in node.outputs:
-            name = names.get(value.name or "", value.name)
-            if not name or name in used or value.is_graph_output():
-                continue
-            used.add(name)
-            value.name = name
-            behind = node
-            while behind.op_type == "Identity":  # x is what y = Identity(x) is
-                x = behind.inputs[0]
-                producer = None if x is None else x.producer()
-                if x is None or producer is None or x.is_graph_output():
-                    break
-                value.name = None
-                x.name = name
-                value, behind = x, producer
+            name = names.get(value.name or "")
+            if name is not None and name not in used and not value.is_graph_output():
+                used.add(name)
+                named.add(value)
+                value.name = name
+            if value in named or (value.name or "").startswith(RESULT):
+                _lead_back(value, named)
+
+
+def _lead_back(value: ir.Value, named: set[ir.Value]) -> None:
+    """Move the name of y = Identity(x) to x, unless that has one of Paddle's."""
+    node = value.producer()
+    while node is not None and node.op_type == "Identity":
+        x = node.inputs[0]
+        if x is None or x.producer() is None or x.is_graph_output() or x in named:
+            return
+        x.name, value.name = value.name, None
+        named.add(x)
+        value, node = x, x.producer()
 
 
 def _name_nodes(graph: ir.Graph) -> None:

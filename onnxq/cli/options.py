@@ -57,7 +57,7 @@ class Encoding(StrEnum):
 
 # Spelled out, so that --help needs no import of the numerics; a test compares them with the tables
 class Method(StrEnum):
-    KL, HIST, PERCENTILE, MSE, EMD = "KL", "hist", "percentile", "mse", "emd"
+    KL, HIST, PERCENTILE, MSE, EMD, PTF = "KL", "hist", "percentile", "mse", "emd", "ptf"
     AVG, ABS_MAX, MIN_MAX = "avg", "abs_max", "min_max"
 
 
@@ -96,6 +96,14 @@ GranularityOption = Annotated[
     Granularity | None,
     typer.Option(
         "--granularity", help="One scale for each channel of a weight (default), or tensor."
+    ),
+]
+BitsOption = Annotated[Bits | None, typer.Option("--bits", help="Of the integers; default 8.")]
+CorrectionOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--weight-correction/--no-weight-correction",
+        help="Keep mean and spread of each channel of a weight; default no.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
@@ -139,7 +147,8 @@ def _common(
 
 def dynamic_options(
     granularity: GranularityOption = None,
-    bits: Annotated[Bits | None, typer.Option(help="Of the stored weights; default 8.")] = None,
+    weight_correction: CorrectionOption = None,
+    bits: BitsOption = None,
     symmetric: Annotated[
         bool | None,
         typer.Option("--symmetric/--asymmetric", help="Zero points of 0; default yes."),
@@ -155,6 +164,7 @@ def dynamic_options(
     """Settings of dynamic mode; what was not given is None."""
     return {
         "granularity": granularity,
+        "weight_correction": weight_correction,
         "bits": None if bits is None else int(bits.value),
         "symmetric": symmetric,
         "encoding": encoding,
@@ -228,6 +238,8 @@ def sample_options(
 
 def static_options(
     granularity: GranularityOption = None,
+    weight_correction: CorrectionOption = None,
+    bits: BitsOption = None,
     statistics: Annotated[
         Path | None,
         typer.Option(help="From `onnxq calibrate`, in place of --data.", rich_help_panel=RANGES),
@@ -268,6 +280,8 @@ def static_options(
     """Settings of static mode but for samples and images; what was not given is None."""
     return {
         "granularity": granularity,
+        "weight_correction": weight_correction,
+        "bits": None if bits is None else int(bits.value),
         "statistics": None if statistics is None else str(statistics),
         "method": method,
         "percentile": percentile,

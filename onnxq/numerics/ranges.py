@@ -5,14 +5,15 @@ not required (`params_from_range` widens); a symmetric range is (-alpha, alpha).
 
 The symmetric forms of `abs_max`, `hist` and `KL` follow PaddleSlim's definitions, on |x| counted in
 2048 bins over its exact range; so do `mse` and `emd`, except that they search over the histogram of
-the whole set, up to the full range, where PaddleSlim searches batch by batch up to 0.98 of it; and
-`avg` averages over samples, where PaddleSlim averages over batches. `KL` adds the start of the
-range (min|x|), which PaddleSlim leaves out.
+the whole set, up to the full range, where PaddleSlim searches batch by batch up to 0.98 of it;
+`ptf` looks at the whole set, where PaddleSlim keeps what the last batch gave; and `avg` averages
+over samples, where PaddleSlim averages over batches. `KL` and `hist` add the start of the range
+(min|x|), which PaddleSlim leaves out.
 
 Asymmetric forms: `min_max` and `avg` use both ends; `abs_max` is the symmetric range cut off at 0
 where nothing has the other sign; `hist` bounds each tail by its own share; `KL` is the symmetric
-threshold (with all the levels if the data has one sign) within the minimum and the maximum; `mse`
-and `emd` shrink each end by a factor of its own.
+threshold (with all the levels if the data has one sign) within the minimum and the maximum; `mse`,
+`emd` and `ptf` shrink each end by a factor of its own.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from onnxq.qtypes import Float64Array
 __all__ = ["BINS", "METHODS", "RANGES_ONLY", "Range", "RangeOptions", "kl_threshold"]
 
 BINS = 2048
-# Shares of the full range that mse and emd try
+# Shares of the full range that mse and emd try, and ptf
 SHRINK = np.linspace(0.30, 1.00, 36)
+POWERS = np.array([0.125, 0.25, 0.5, 1.0])
 
 Range = tuple[float, float]
 
@@ -156,7 +158,15 @@ def _x_log_x(x: Float64Array) -> Float64Array:
 
 def mse(stats: TensorStatistics, options: RangeOptions) -> Range:
     """The range with the least mean squared error of quantizing the histogram."""
-    return _search(stats, options, lambda x, y, share: float(share @ np.square(x - y)))
+    return _search(stats, options, _squared_error)
+
+
+def ptf(stats: TensorStatistics, options: RangeOptions) -> Range:
+    """Power-of-two factor: as mse, of 1/8, 1/4, 1/2 and the whole of the range.
+
+    Source: Y. Lin et al., "FQ-ViT" (arXiv 2111.13824), with one factor a tensor as in PaddleSlim.
+    """
+    return _search(stats, options, _squared_error, POWERS)
 
 
 def emd(stats: TensorStatistics, options: RangeOptions) -> Range:
@@ -174,8 +184,14 @@ def emd(stats: TensorStatistics, options: RangeOptions) -> Range:
 Loss = Callable[[Float64Array, Float64Array, Float64Array], float]
 
 
-def _search(stats: TensorStatistics, options: RangeOptions, loss: Loss) -> Range:
-    """Least loss over the shares of SHRINK; ties go to the wider range.
+def _squared_error(x: Float64Array, y: Float64Array, share: Float64Array) -> float:
+    return float(share @ np.square(x - y))
+
+
+def _search(
+    stats: TensorStatistics, options: RangeOptions, loss: Loss, shares: Float64Array = SHRINK
+) -> Range:
+    """Least loss over the shares of the full range; ties go to the wider range.
 
     An asymmetric range is searched one end at a time, twice: the ends interact through the step.
     """
@@ -189,10 +205,10 @@ def _search(stats: TensorStatistics, options: RangeOptions, loss: Loss) -> Range
 
     if options.symmetric:
         alpha = stats.abs_max
-        return best([(-s * alpha, s * alpha) for s in SHRINK.tolist()])
+        return best([(-s * alpha, s * alpha) for s in shares.tolist()])
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
-    lows = [s * low for s in SHRINK.tolist()] if low < 0 else [0.0]
-    highs = [s * high for s in SHRINK.tolist()] if high > 0 else [0.0]
+    lows = [s * low for s in shares.tolist()] if low < 0 else [0.0]
+    highs = [s * high for s in shares.tolist()] if high > 0 else [0.0]
     for _ in range(2 if low < 0 < high else 1):
         _, high = best([(low, h) for h in highs])
         low, _ = best([(at, high) for at in lows])
@@ -236,6 +252,7 @@ METHODS: dict[str, Method] = {
     "percentile": hist,
     "mse": mse,
     "emd": emd,
+    "ptf": ptf,
     "avg": avg,
     "abs_max": abs_max,
     "min_max": min_max,

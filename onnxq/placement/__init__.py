@@ -8,6 +8,6 @@ fused.py     groups of nodes that stay float as a whole
 """
 
 from onnxq.placement.static import place_static
-from onnxq.placement.weights import place_weights
+from onnxq.placement.weights import place_weights, with_correction
 
-__all__ = ["place_static", "place_weights"]
+__all__ = ["place_static", "place_weights", "with_correction"]

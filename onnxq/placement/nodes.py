@@ -30,7 +30,6 @@ from onnxq.placement.fused import float_regions
 from onnxq.placement.weights import EMPTY, NOT_FLOAT32, OVERRIDABLE
 from onnxq.plans import Skip
 from onnxq.prepare import Prepared
-from onnxq.qtypes import INT8
 from onnxq.selection import Choices
 from onnxq.targets import Target
 
@@ -67,7 +66,7 @@ class ChosenNodes:
         self.quantized: dict[ir.Node, OpRule] = {}
         self.integers: set[ir.Value] = set()
         self.borders: list[ir.Value] = []
-        self._consider(choices)
+        self._consider(choices, target)
         self._demanded = _Memo(self._is_demanded)
         self._core_only = _Memo(self._is_read_by_core_only)
         for node in reversed(self._graph):  # readers first, so that no question recurses deeply
@@ -75,7 +74,7 @@ class ChosenNodes:
                 self._demanded(output), self._core_only(output)
         self._choose()
 
-    def _consider(self, choices: Choices) -> None:
+    def _consider(self, choices: Choices, target: Target) -> None:
         fused = float_regions(self._graph)
         integer = already_quantized(self._prepared)
         for node in self._graph:
@@ -84,7 +83,7 @@ class ChosenNodes:
             choice = choices.of(node)
             reason = integer.get(name) or choice.left or fused.get(name)
             reason = reason or self._refusal(node, rule)
-            if choice.bits > INT8.bits and choice.left is None:
+            if choice.bits > target.weight.bits and choice.left is None:
                 self.wide.add(node)
             if reason is None and node in self.wide:
                 self.leave(node, f"{choice.bits} bits have no int8 kernel: it calculates in float")

@@ -173,8 +173,11 @@ class _Placer:
         placed = []
         for weight, found in uses.items():
             axes = {axis for _, _, axis in found}
-            granularity = granularity_of(axes, [self.choices.of(node) for node, _, _ in found])
-            spec = QuantSpec(INT8, granularity, symmetric=True)
+            chosen = [self.choices.of(node) for node, _, _ in found]
+            qtype = (
+                INT8 if all(choice.bits == INT8.bits for choice in chosen) else self.target.weight
+            )
+            spec = QuantSpec(qtype, granularity_of(axes, chosen), symmetric=True)
             readers = tuple(use for _, use, _ in found)
             placed.append(self._weight(weight, spec, readers, "weight"))
         for value, readers_of in constants.items():
@@ -188,10 +191,11 @@ class _Placer:
         As Cast and Mul: the session option by which onnxruntime folds a DequantizeLinear at load
         would undo the int8 part too.
         """
+        bits = self.target.weight.bits
         wide = {
             node.name
             for node in ir.traversal.RecursiveGraphIterator(self.graph)
-            if (choice := self.choices.of(node)).bits > INT8.bits and choice.left is None
+            if (choice := self.choices.of(node)).bits > bits and choice.left is None
         }
         if not wide:
             return []
@@ -200,7 +204,7 @@ class _Placer:
             # `symmetric` is about activations here
             dataclasses.replace(w, spec=dataclasses.replace(w.spec, symmetric=True))
             for w in weights
-            if w.spec.qtype.bits > INT8.bits
+            if w.spec.qtype.bits > bits
         ]
 
     def _weight(

@@ -8,6 +8,7 @@ tensor, which serves any use.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,13 +28,22 @@ from onnxq.qtypes import INT8, INT16, Granularity, PerChannel, PerTensor, QuantS
 from onnxq.recipe import Encoding
 from onnxq.selection import Choice, Choices
 
-__all__ = ["EMPTY", "NOT_FLOAT32", "OVERRIDABLE", "granularity_of", "place_weights"]
+__all__ = [
+    "EMPTY",
+    "NOT_FLOAT32",
+    "OVERRIDABLE",
+    "granularity_of",
+    "place_weights",
+    "with_correction",
+]
 
 GIVEN = "given as an output"
 # Types of weights that dynamic mode stores as integers; it calculates in float32
 FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
+# Kinds whose products are summed, so that errors of one sign add up
+SUMMED = frozenset({"weight", "recurrence weight"})
 # Reasons, the same in both modes
 EMPTY = "its weight has no elements"
 NOT_FLOAT32 = "its weight is {}: static mode quantizes float32 only"
@@ -81,6 +91,12 @@ def place_weights(prepared: Prepared, choices: Choices, encoding: Encoding) -> P
             user = (roles[0].node if roles else next(iter(value.uses()))[0]).op_type
             skips.append(Skip("tensor", name, user, reason, tensor.nbytes))
     return Placement(tuple(placed), skips=(*skips, *_integer_nodes(prepared)))
+
+
+def with_correction(placement: Placement) -> Placement:
+    """The same with every weight corrected whose products are summed: not tables and operands."""
+    weights = [dataclasses.replace(w, corrected=w.kind in SUMMED) for w in placement.weights]
+    return dataclasses.replace(placement, weights=tuple(weights))
 
 
 def _integer_nodes(prepared: Prepared) -> list[Skip]:

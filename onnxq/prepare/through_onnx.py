@@ -6,7 +6,7 @@ are handed over as graph inputs without data and put back after.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import onnx
 import onnx_ir as ir
@@ -34,9 +34,24 @@ def through_onnx(model: ir.Model, change: Callable[[onnx.ModelProto], onnx.Model
         elif isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.tensor(tensor.numpy(), name=name)
     changed = ir.from_proto(change(ir.to_proto(work)))
+    _restore_types(model, changed)
     for value in list(changed.graph.inputs):
         if value.name in kept:
             changed.graph.inputs.remove(value)
             value.const_value = kept[value.name]
             changed.graph.register_initializer(value)
     return changed
+
+
+def _restore_types(model: ir.Model, changed: ir.Model) -> None:
+    """Sequences and optionals that graphs take or give: onnx 1.17's converter drops their types."""
+    declared = {value.name: value for value in _interface(model)}
+    for value in _interface(changed):
+        if value.type is None and value.name in declared:
+            value.type, value.shape = declared[value.name].type, declared[value.name].shape
+
+
+def _interface(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.inputs
+        yield from graph.outputs

@@ -15,6 +15,8 @@ from onnxq.errors import ConversionError, DataError
 from onnxq.qtypes import Array
 from onnxq_paddle.worker.reasons import reason_of
 
+OLD_PROGRAM = "__model__"
+
 __all__ = ["Predictor", "open_predictor", "predict", "run_time"]
 
 
@@ -43,7 +45,10 @@ def open_predictor(
     program that is really run, of a legacy model.
     Raises ConversionError with Paddle's reason.
     """
-    config = Config(model, params) if params else Config(model, "")
+    if params is None and os.path.basename(model) == OLD_PROGRAM:  # a file for each parameter
+        config = Config(os.path.dirname(model))
+    else:
+        config = Config(model, params or "")
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(threads)

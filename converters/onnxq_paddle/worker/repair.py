@@ -3,15 +3,18 @@
 1. Paddle 3 stores most real attributes as doubles (the slope of `leaky_relu`, the `scale` of an
    interpolation, the value of a padding). paddle2onnx takes them for floats and gets noise or
    refuses. They become floats, but for `full` and its like, which it reads as doubles.
-2. A `slice` that drops the only axis left gave a tensor of shape [1] before Paddle 3.0, which had
+2. Of `hardtanh` it does not read the bounds, and takes -1 and 1. It becomes a `clip`.
+3. A `slice` that drops the only axis left gave a tensor of shape [1] before Paddle 3.0, which had
    none without axes; the translation keeps the axis to drop, and [1] as the type.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
-from onnxq_paddle.worker.pir import Program, attribute, results, shape_of
+from onnxq_paddle.worker.pir import Operation, Program, attribute, results, shape_of
 
 __all__ = ["repair"]
 
@@ -21,11 +24,41 @@ READ_AS_DOUBLES = frozenset({"1.full", "1.full_like", "1.full_with_tensor", "1.a
 
 def repair(program: Program) -> None:
     """The cases of this module's docstring, in place."""
+    free = itertools.count(1 + max(v["%"] for op in program.ops for v in results(op)))
+    program.block["ops"] = [
+        new
+        for op in program.ops
+        for new in (_as_clip(op, free) if op["#"] == "1.hardtanh" else [op])
+    ]
     for op in program.ops:
         if op["#"] not in READ_AS_DOUBLES:
             _doubles_to_floats(op.get("A", []))
         if op["#"] == "1.slice" and shape_of(results(op)[0]) == [1]:
             attribute(op, "decrease_axis")["D"] = []
+
+
+def _as_clip(op: Operation, free: Iterator[int]) -> list[Operation]:
+    """A hardtanh as two constants and a clip. free: numbers for new values."""
+    bounds: list[Operation] = []
+    for name in ("t_min", "t_max"):
+        attributes = {
+            "shape": ("1.a_intarray", [1]),
+            "value": (DOUBLE, attribute(op, name)["D"]),
+            "dtype": ("1.a_dtype", "float32"),
+            "place": ("1.a_place", [1, 0, ""]),
+        }
+        kind = {"#": "0.t_dtensor", "D": [{"#": "0.t_f32"}, [1], "NCHW", [], 0]}
+        bounds.append(
+            {
+                "#": "1.full",
+                "A": [{"AT": {"#": t, "D": d}, "N": n} for n, (t, d) in attributes.items()],
+                "I": [],
+                "O": [{"%": next(free), "TT": kind}],
+                "OA": [],
+            }
+        )
+    limits = [{"%": bound["O"][0]["%"]} for bound in bounds]
+    return [*bounds, {**op, "#": "1.clip", "A": [], "I": [*op["I"], *limits]}]
 
 
 def _doubles_to_floats(value: Any) -> None:
