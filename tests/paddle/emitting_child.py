@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import OnnxqError
+from onnxq.prepare import infer_shapes
 from onnxq_paddle.verifying import difference
 from onnxq_paddle.worker.emit.emitter import Emitter
 from onnxq_paddle.worker.predicting import open_predictor, predict
@@ -42,7 +43,9 @@ def tried(file: Path, onednn: bool) -> float:
     """The largest difference of an output, as a share of its range."""
     with tempfile.TemporaryDirectory() as folder:
         model, params = Path(folder, "m.pdmodel"), Path(folder, "m.pdiparams")
-        Emitter(ir.load(file), file.stem).emit().save(model, params)
+        loaded = ir.load(file)
+        infer_shapes(loaded)
+        Emitter(loaded, file.stem).emit().save(model, params)
         given = str(params) if params.stat().st_size else None
         predictor = open_predictor(str(model), given, onednn=onednn)
         with np.load(file.with_suffix(".npz")) as arrays:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.prepare import infer_shapes
+
 __all__ = ["emit"]
 
 
@@ -38,7 +40,9 @@ def emit(
     os.environ["ONEDNN_VERBOSE"] = "1"  # before oneDNN starts
     from onnxq_paddle.worker.emit.emitter import Emitter
 
-    builder = Emitter(ir.load(model), label).emit()
+    loaded = ir.load(model)
+    infer_shapes(loaded)  # they are not stored
+    builder = Emitter(loaded, label).emit()
     program, params = Path(directory, model_filename), Path(directory, params_filename)
     if pir:
         from onnxq_paddle.worker.emit.pir import save_as_pir

@@ -7,6 +7,7 @@ from typing import Any
 
 from onnxq_paddle.worker.emit.conv import Window, window_of
 from onnxq_paddle.worker.emit.op import Op
+from onnxq_paddle.worker.emit.quantization import is_activation
 
 __all__ = ["RULES"]
 
@@ -54,15 +55,23 @@ def _pool(op: Op) -> None:
 
 
 def _global(op: Op) -> None:
-    """The average of two dimensions as an adaptive pool, which oneDNN has; else a reduction."""
-    x = op.x()
+    """The average of two dimensions as an adaptive pool, which oneDNN has; else a reduction.
+
+    Of a quantized tensor in float, too: oneDNN would give it the scale of its input, and averages
+    over everything are much smaller than what they are made of. Its passes spread scales over a
+    pool, but not over `assign`.
+    """
+    x, quantized = op.x(), is_activation(op.value(0))
     average = op.node.op_type == "GlobalAveragePool"
     rank = op.rank(x)
     if rank != 4 or not average:
         op.reduced("reduce_mean" if average else "reduce_max", x, range(2, rank), op.y())
         return
     window = Window([1, 1], [1, 1], [1, 1], [0, 0, 0, 0], "EXPLICIT")
-    _pooled(op, x, window, op.y(), pooling_type="avg", adaptive=True)
+    x = op.unary("assign", x) if quantized else x
+    y = _pooled(op, x, window, None if quantized else op.y(), pooling_type="avg", adaptive=True)
+    if quantized:
+        op.end(y)
 
 
 RULES: dict[str, Callable[[Op], None]] = {
