@@ -65,9 +65,16 @@ class Emitter:
 
     def _output(self, value: ir.Value) -> str:
         """The variable of a graph output, which has to be one that an operator gives."""
-        name = self.variable_of(value)
+        array = self.array_of(value)
+        if array is None:
+            return self.variable_of(value)
+        name = value.name or ""
         if name in self.builder.parameters:
-            raise ConversionError(f"{self.label}: output {value.name!r} is a constant")
+            raise ConversionError(
+                f"{self.label}: output {name!r} is a constant that nodes read too: take it off the "
+                "outputs"
+            )
+        self.builder.append("assign", {"X": self.fixed(array)}, {"Out": name}, {})
         return name
 
     def nodes(self, graph: ir.Graph) -> None:
