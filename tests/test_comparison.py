@@ -333,19 +333,20 @@ def test_a_bad_result_is_noted(tmp_path: Path) -> None:
 def test_a_detector_that_finds_another_number(tmp_path: Path) -> None:
     text = "(float[1,8] x) => (float[n,1] y) { c = Mul(x, k) m = Greater(c, half) i = NonZero(m) "
     text += "r = Slice(i, one, two, zero) f = Cast<to=1>(r) y = Transpose<perm=[1,0]>(f) }"
-    given = {"half": np.float32(0.5), "one": np.array([1]), "two": np.array([2])}
+    given: dict[str, Array] = {"half": np.array(0.5, np.float32), "zero": np.array([0])}
+    given |= {"one": np.array([1]), "two": np.array([2])}
     paths = []
     for name, factor in (("float", 1.0), ("other", 0.7)):
-        model = build(text, {**given, "zero": np.array([0]), "k": np.float32(factor)})
+        model = build(text, {**given, "k": np.array(factor, np.float32)})
         paths.append(tmp_path / f"{name}.onnx")
         onnx.save(model, str(paths[-1]))
     x = np.zeros((3, 8), np.float32)
     x[0, 1], x[1, :2], x[2, 3:5] = 2, (0.6, 2), 0.6  # 1 and 1 found, 2 and 1, 2 and none
-    (output,) = onnxq.compare(*paths, x).outputs
+    (output,) = onnxq.compare(paths[0], paths[1], x).outputs
     assert (output.samples, output.other_rows) == (1, 2)
     assert output.sqnr == float("inf")
     assert output.agreement is None
-    (output,) = onnxq.compare(*paths, x[1:]).outputs
+    (output,) = onnxq.compare(paths[0], paths[1], x[1:]).outputs
     assert math.isnan(output.sqnr)
     assert output.samples == 0
     other = build("(float[1,8] x) => (float[a,b] y) { y = Relu(x) }")
