@@ -22,9 +22,7 @@ from onnxq_paddle.worker.emit.table import RULES
 from tests.backend import Case, cases
 
 # Types that both numpy and Paddle have
-KNOWN = frozenset(
-    {"bool", "float32", "float64", "int8", "uint8", "int16", "int32", "int64"}
-)
+KNOWN = frozenset({"bool", "float32", "float64", "int8", "uint8", "int16", "int32", "int64"})
 CHILD = Path(__file__).with_name("emitting_child.py")
 
 
