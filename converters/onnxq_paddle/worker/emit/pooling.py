@@ -7,7 +7,7 @@ from typing import Any
 
 from onnxq_paddle.worker.emit.conv import Window, window_of
 from onnxq_paddle.worker.emit.op import Op
-from onnxq_paddle.worker.emit.quantization import is_activation
+from onnxq_paddle.worker.emit.quantization import is_activation, is_quantized
 
 __all__ = ["RULES"]
 
@@ -57,11 +57,12 @@ def _pool(op: Op) -> None:
 def _global(op: Op) -> None:
     """The average of two dimensions as an adaptive pool, which oneDNN has; else a reduction.
 
-    Of a quantized tensor in float, too: oneDNN would give it the scale of its input, and averages
-    over everything are much smaller than what they are made of. Its passes spread scales over a
-    pool, but not over `assign`.
+    Where what it takes or gives is quantized, in float, too: oneDNN would give both one scale, and
+    averages over everything are much smaller than what they are made of. Its passes spread scales
+    over a pool, but not over `assign`.
     """
-    x, quantized = op.x(), is_activation(op.value(0))
+    quantized = is_activation(op.value(0)) or is_quantized(op.node.outputs[0])
+    x = op.x()
     average = op.node.op_type == "GlobalAveragePool"
     rank = op.rank(x)
     if rank != 4 or not average:
