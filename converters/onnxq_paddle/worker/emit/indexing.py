@@ -151,18 +151,21 @@ def _arg(op: Op) -> None:
 
 
 def _top_k(op: Op) -> None:
-    attributes = {
-        "axis": op.integer("axis", -1),
-        "largest": bool(op.integer("largest", 1)),
-        "sorted": bool(op.integer("sorted", 1)),
-    }
-    inputs, count = {"X": op.x(0)}, op.array(1)
-    if count is not None:
-        attributes["k"] = int(count.reshape(-1)[0])
-    else:
-        inputs["K"] = op.cast(op.x(1), "int32")
-    names = [op.y(i) if op.wants(i) else op.builder.fresh(f"{op.node.name}.unused") for i in (0, 1)]
-    op.several("top_k_v2", inputs, {"Out": names[0], "Indices": names[1]}, **attributes)
+    """The first of a stable sort: ONNX takes equal values in their order, top_k_v2 in any."""
+    x, axis, count = op.x(0), op.integer("axis", -1), op.array(1)
+    axis = axis % op.rank(x)
+    values, places = (op.builder.fresh(f"{op.node.name}.{kind}") for kind in ("sorted", "order"))
+    attributes = {"axis": axis, "descending": bool(op.integer("largest", 1)), "stable": True}
+    op.several("argsort", {"X": x}, {"Out": values, "Indices": places}, **attributes)
+    for i, name in enumerate((values, places)):
+        if op.wants(i):
+            if count is not None:
+                first = op.sliced(name, [axis], [0], [int(count.reshape(-1)[0])])
+            else:
+                inputs = {"Input": name, "EndsTensor": op.cast(op.x(1), "int32")}
+                ends = {"axes": [axis], "starts": [0], "ends": [-1], "infer_flags": [-1]}
+                first = op.run("slice", inputs, {**ends, "decrease_axis": []})
+            op.end(first, i)
 
 
 RULES: dict[str, Callable[[Op], None]] = {
