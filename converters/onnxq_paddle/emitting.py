@@ -211,10 +211,10 @@ def _check_types(model: ir.Model, label: str) -> None:
                 f"{', '.join(one.name.lower() for one in BORDER)}; cast it in the float model"
             )
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        for value in (*node.inputs, *node.outputs):
-            if value is not None and value.dtype in HALF:
+        for tensor in (*node.inputs, *node.outputs):
+            if tensor is not None and tensor.dtype in HALF:
                 raise ConversionError(
-                    f"{label}: {value.name!r} is of type {value.dtype.name.lower()}, for which "
+                    f"{label}: {tensor.name!r} is of type {tensor.dtype.name.lower()}, for which "
                     "Paddle's CPU kernels are missing; convert the float model to float32"
                 )
 

@@ -1,7 +1,7 @@
 """Run by tests in a process of its own: emit each ONNX file of a folder, and run what was emitted.
 
-`python emitting_child.py FOLDER RESULTS`: a model is NAME.onnx, its inputs and outputs NAME.npz.
-A line of JSON a model and mode goes to RESULTS as soon as it is known, so that the parent sees where
+`python emitting_child.py FOLDER RESULTS`: a model is NAME.onnx, its inputs and outputs NAME.npz. A
+line of JSON a model and mode goes to RESULTS as soon as it is known, so that the parent sees where
 a crash happened, and starts again behind it.
 """
 

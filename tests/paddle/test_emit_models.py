@@ -53,8 +53,8 @@ def convnet() -> onnx.ModelProto:
         "w4": normal(32, 32, 3, 3, scale=0.1),
         "w5": normal(10, 32, scale=0.2),
         **{f"b{i}": normal(n, seed=i, scale=0.1) for i, n in ((1, 32), (2, 32), (3, 32), (5, 10))},
-        "low": np.float32(0),
-        "high": np.float32(6),
+        "low": np.asarray(0, np.float32),
+        "high": np.asarray(6, np.float32),
     }
     return build(CONVNET, weights)
 
@@ -125,7 +125,9 @@ def test_same_bytes_for_the_same_model(tmp_path: Path) -> None:
     for name in ("one", "two"):
         report = to_paddle(convnet(), tmp_path / name, verify=False)
         assert report.judgement is None
-        sums.append([hashlib.sha256(f.read_bytes()).hexdigest() for f in (report.model, report.params)])
+        sums.append(
+            [hashlib.sha256(f.read_bytes()).hexdigest() for f in (report.model, report.params)]
+        )
     assert sums[0] == sums[1]
 
 
@@ -139,7 +141,7 @@ def test_weight_only(bits: int, most: float, tmp_path: Path) -> None:
     float_size = to_paddle(wide, tmp_path / "float", verify=False).bytes
     for encoding in ("qdq", "fold"):
         file = tmp_path / f"{encoding}.onnx"
-        onnxq.quantize_dynamic(wide, file, bits=bits, encoding=encoding)  # type: ignore[arg-type]
+        onnxq.quantize_dynamic(wide, file, bits=bits, encoding=encoding)
         report = to_paddle(file, tmp_path / encoding)
         assert report.kind == "weight-only"
         assert report.bytes < most * float_size
@@ -165,8 +167,11 @@ def test_pir(tmp_path: Path) -> None:
     assert max(one.relative_error for one in report.judgement.differences) < 1e-5
 
 
-SMALL = {
-    "lp": ("(float[2, 3, 4] x) => (float[2, 3, 4] y) { y = LpNormalization<axis = 1, p = 1>(x) }", {}),
+SMALL: dict[str, tuple[str, dict[str, Array]]] = {
+    "lp": (
+        "(float[2, 3, 4] x) => (float[2, 3, 4] y) { y = LpNormalization<axis = 1, p = 1>(x) }",
+        {},
+    ),
     "gru": (
         "(float[5, 2, 3] x) => (float[5, 1, 2, 4] y, float[1, 2, 4] h) "
         "{ y, h = GRU<hidden_size = 4, linear_before_reset = 1>(x, w, r, b) }",
@@ -183,7 +188,7 @@ SMALL = {
     ),
     "divide": (
         "(float[N, 4, 8] x) => (float[N, 4, 8] y) { s = Exp(x) d = Div(one, s) y = Sub(one, d) }",
-        {"one": np.float32(1)},
+        {"one": np.asarray(1, np.float32)},
     ),
     "half_pixel": (
         "(float[N, 4, 8, 8] x) => (float[N, 4, 16, 16] y) "

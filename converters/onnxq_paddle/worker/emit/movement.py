@@ -44,8 +44,8 @@ def _expand(op: Op) -> None:
         wanted = [int(v) for v in shape]
         ahead = max(len(wanted) - len(dims), 0)
         wanted = [1] * (len(dims) - len(wanted)) + wanted
-        own = [1] * ahead + dims
-        target = [a if b == 1 else b for a, b in zip(own, wanted, strict=True)]
+        given = [1] * ahead + dims
+        target = [a if b == 1 else b for a, b in zip(given, wanted, strict=True)]
         op.unary("expand_v2", x, op.y(), shape=target)
         return
     target_shape = op.cast(op.x(1), "int64")

@@ -37,6 +37,7 @@ __all__ = [
 
 INT8_MAX = 127
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
+MOVES = frozenset({"MaxPool", "AveragePool", "Reshape", "Transpose", "Slice", "Resize"})
 DOMAINS = ("", "com.microsoft")
 
 
@@ -147,18 +148,32 @@ def _quantize_of(value: ir.Value) -> ir.Node | None:
 def keeps_sign(relu: ir.Node) -> bool:
     """Whether a Relu or Clip must stay a signed tensor for oneDNN's int8.
 
-    A convolution that adds a residual writes in the residual's type, and what comes out of relu is
-    unsigned there: with a signed residual, half of the range would be cut off. So no unsigned sum,
-    and no unsigned residual of a sum that may be negative.
+    A convolution that adds a residual writes in the residual's type, while what comes out of relu
+    is taken as unsigned. So a sum and its residual have to agree: a sum with a signed residual
+    stays signed, and so does a residual of a sum that may be negative.
     """
     value = relu.inputs[0]
     before = value.producer() if value is not None else None
     if before is not None and _is_quantized_add(before):
-        return True
+        return not any(map(_is_unsigned, before.inputs))
     return any(
         _is_quantized_add(reader) and not _is_rectified(reader)
         for reader in _readers(relu.outputs[0])
     )
+
+
+def _is_unsigned(value: ir.Value | None) -> bool:
+    """Whether a tensor comes from a relu, perhaps through what only moves values."""
+    source = source_of(value)
+    node = source.producer() if source is not None else None
+    if node is None or node.domain != "":
+        return False
+    if node.op_type in MOVES:
+        return _is_unsigned(node.inputs[0])
+    if node.op_type == "Clip":
+        low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        return low is not None and float(low.numpy()) == 0 and not keeps_sign(node)
+    return node.op_type == "Relu" and not keeps_sign(node)
 
 
 def _is_quantized_add(node: ir.Node) -> bool:
