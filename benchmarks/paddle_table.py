@@ -62,7 +62,8 @@ def models(names: list[str], folder: Path) -> Mapping[str, tuple[Path, list[Feed
 def sqnr(reference: Path, quantized: Path, feeds: list[Feed]) -> str:
     outputs = onnxq.compare(reference, quantized, feeds).outputs
     worst = min(outputs, key=lambda output: output.sqnr) if outputs else None
-    return f"{worst.sqnr:.1f}" if worst else "-"
+    boxes = " (other boxes)" if worst and worst.other_rows else ""
+    return f"{worst.sqnr:.1f}{boxes}" if worst else "-"
 
 
 def from_paddle(name: str, source: Path, feeds: list[Feed], folder: Path) -> list[str]:

@@ -17,6 +17,12 @@ _ORT_OPS = frozenset(
     | {"MaxPool", "Resize", "Expand", "Flatten", "Gather", "Reshape", "Slice", "Split"}
     | {"Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )
+# What oneDNN runs in int8 in Paddle Inference. Every other operator is float there, whatever stands
+# around it, and would only lose accuracy
+_PADDLE_OPS = frozenset(
+    {"Conv", "Gemm", "MatMul", "Relu", "Clip", "Add", "Concat", "AveragePool", "GlobalAveragePool"}
+    | {"MaxPool", "Resize", "Flatten", "Reshape", "Slice", "Split", "Transpose"}
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ TARGETS: dict[str, Target] = {
             activation=QuantSpec(INT8, PerTensor(), symmetric=False),
         ),
         replace(_X86, name="openvino"),
-        replace(_X86, name="paddle", activation=_SYMMETRIC),
+        replace(_X86, name="paddle", activation=_SYMMETRIC, ops=_PADDLE_OPS),
         Target(
             "tensorrt",
             _SYMMETRIC,

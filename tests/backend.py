@@ -54,7 +54,13 @@ def cases() -> tuple[Case, ...]:
         from onnx.backend.test.loader import load_model_tests
 
         found = [test for kind in KINDS for test in load_model_tests(kind=kind)]
-    return tuple(map(_case, found))
+    return tuple(_case(test) for test in found if test.model is not None or _has_tensors(test))
+
+
+def _has_tensors(test: Any) -> bool:
+    """Whether the files of a test hold tensors alone: older versions of onnx keep all in files."""
+    graph = onnx.load(str(Path(test.model_dir) / "model.onnx")).graph
+    return all(v.type.HasField("tensor_type") for v in (*graph.input, *graph.output))
 
 
 def _case(test: Any) -> Case:

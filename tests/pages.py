@@ -51,8 +51,6 @@ ELSEWHERE = {
     "pip install .": "make demo installs the package, in .ci/run",
     "pip install '.[paddle]'": "make test installs the package with Paddle, in .ci/run",
 }
-# Pages whose blocks need a package of an extra -> the package
-NEEDS = {"paddleslim.md": "paddle"}
 # Files of recipes that are to be refused -> why
 INVALID = {"typo.toml": "shows the message for a key that does not exist"}
 

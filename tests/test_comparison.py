@@ -328,3 +328,27 @@ def test_a_bad_result_is_noted(tmp_path: Path) -> None:
     far[15] *= 40
     report = onnxq.quantize_static(DIGITS, tmp_path / "q.onnx", far, method="min_max")
     assert any("SQNR" in note and "--layers" in note for note in report.notes)
+
+
+def test_a_detector_that_finds_another_number(tmp_path: Path) -> None:
+    text = "(float[1,8] x) => (float[n,1] y) { c = Mul(x, k) m = Greater(c, half) i = NonZero(m) "
+    text += "r = Slice(i, one, two, zero) f = Cast<to=1>(r) y = Transpose<perm=[1,0]>(f) }"
+    given: dict[str, Array] = {"half": np.array(0.5, np.float32), "zero": np.array([0])}
+    given |= {"one": np.array([1]), "two": np.array([2])}
+    paths = []
+    for name, factor in (("float", 1.0), ("other", 0.7)):
+        model = build(text, {**given, "k": np.array(factor, np.float32)})
+        paths.append(tmp_path / f"{name}.onnx")
+        onnx.save(model, str(paths[-1]))
+    x = np.zeros((3, 8), np.float32)
+    x[0, 1], x[1, :2], x[2, 3:5] = 2, (0.6, 2), 0.6  # 1 and 1 found, 2 and 1, 2 and none
+    (output,) = onnxq.compare(paths[0], paths[1], x).outputs
+    assert (output.samples, output.other_rows) == (1, 2)
+    assert output.sqnr == float("inf")
+    assert output.agreement is None
+    (output,) = onnxq.compare(paths[0], paths[1], x[1:]).outputs
+    assert math.isnan(output.sqnr)
+    assert output.samples == 0
+    other = build("(float[1,8] x) => (float[a,b] y) { y = Relu(x) }")
+    with pytest.raises(onnxq.DataError, match=r"has shape \[1, 8\] in the quantized model"):
+        onnxq.compare(paths[0], other, x)

@@ -16,8 +16,9 @@ import onnx_ir as ir
 from onnxq.data.samples import DataLike
 from onnxq.errors import ConversionError, OptionError, OutputError
 from onnxq.files import make_public
-from onnxq.model import ModelLike, constant, load
+from onnxq.model import ModelLike, SourceModel, constant, load
 from onnxq.prepare import prepare
+from onnxq.prepare.constants import lift_constants
 from onnxq.save import save
 from onnxq_paddle.child import call
 from onnxq_paddle.judging import Judgement, Trial, judge, trial_of
@@ -31,6 +32,15 @@ Format = Literal["legacy", "pir"]
 Kind = Literal["float", "weight-only", "static"]
 
 OPSET = 13
+BORDER = (
+    ir.DataType.FLOAT,
+    ir.DataType.DOUBLE,
+    ir.DataType.INT32,
+    ir.DataType.INT64,
+    ir.DataType.INT8,
+    ir.DataType.UINT8,
+    ir.DataType.BOOL,
+)
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -86,13 +96,10 @@ def to_paddle(
     names = _names(model_filename, params_filename, format)
     _check_folder(folder)
     source = load(model)
-    prepared = prepare(source, min_opset=OPSET, static=False)
-    label = source.label
-    _check_covered(prepared.ir, label)
-    _check_types(prepared.ir, label)
-    kind = kind_of(prepared.ir)
+    ready, label = ready_for_paddle(source), source.label
+    kind = kind_of(ready)
     if kind == "static":
-        _check_symmetric(prepared.ir, label)
+        _check_symmetric(ready, label)
         if format == "pir":
             raise ConversionError(
                 f"{label}: its activations are quantized, and Paddle's .json format runs "
@@ -101,7 +108,7 @@ def to_paddle(
     with tempfile.TemporaryDirectory(prefix="onnxq-to-paddle-") as workspace:
         work = Path(workspace)
         file = work / "prepared.onnx"
-        save(prepared.ir, file, lambda _: None)
+        save(ready, file, lambda _: None)
         trial = None
         if verify:
             given = None if reference is None else load(reference)
@@ -116,6 +123,18 @@ def to_paddle(
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return EmitReport(folder / names[0], folder / names[1], kind, format, size, judgement)
+
+
+def ready_for_paddle(source: SourceModel) -> ir.Model:
+    """The model prepared as for quantization: Q and DQ stay, constants are initializers.
+
+    Raises ConversionError for operators and types that Paddle has not.
+    """
+    prepared = prepare(source, min_opset=OPSET, static=False)
+    lift_constants(prepared.ir)  # those that a raised opset has put in
+    _check_covered(prepared.ir, source.label)
+    _check_types(prepared.ir, source.label)
+    return prepared.ir
 
 
 def kind_of(model: ir.Model) -> Kind:
@@ -184,6 +203,13 @@ def _check_covered(model: ir.Model, label: str) -> None:
 
 
 def _check_types(model: ir.Model, label: str) -> None:
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.dtype not in BORDER and not value.is_initializer():
+            kind = "of no known type" if value.dtype is None else value.dtype.name.lower()
+            raise ConversionError(
+                f"{label}: {value.name!r} is {kind}; Paddle Inference takes and gives "
+                f"{', '.join(one.name.lower() for one in BORDER)}; cast it in the float model"
+            )
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for value in (*node.inputs, *node.outputs):
             if value is not None and value.dtype in HALF:

@@ -102,6 +102,12 @@ def print_outputs(outputs: Sequence[OutputComparison]) -> None:
             "" if o.agreement is None else f"{o.agreement:.2%}",
         )
     console.print(table)
+    for o in outputs:
+        if o.other_rows:
+            console.print(
+                f"{escape(o.output)}: in {o.other_rows} samples the number of rows differs; "
+                f"compared are the other {o.samples}"
+            )
     if any(o.centred for o in outputs):
         console.print("(scores): of class scores, each sample relative to its own mean")
 
@@ -131,4 +137,6 @@ def _print_layers(layers: Sequence[LayerComparison]) -> None:
 
 def decibels(value: float) -> str:
     """Two digits, or a word where there is no error."""
+    if math.isnan(value):
+        return "none"
     return "exact" if math.isinf(value) and value > 0 else f"{value:.2f} dB"

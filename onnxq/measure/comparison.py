@@ -46,6 +46,9 @@ class OutputComparison:
         to its own mean (see `onnxq.numerics.metrics`).
     max_error: the largest difference; relative_max_error: as a share of the float output's range.
     agreement: share of samples with the same top class; None if the output is no class scores.
+    samples: how many were compared. other_rows: in how many more the outputs had different numbers
+        of rows (a detector found another number of boxes), which cannot be compared; without any
+        that could, sqnr and cosine are not a number.
     """
 
     output: str
@@ -56,6 +59,7 @@ class OutputComparison:
     relative_max_error: float
     agreement: float | None
     samples: int
+    other_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ def compare_outputs(
                     counts.add(wanted, r[row], found[name][row])
             if progress is not None:
                 progress(index + 1, len(samples))
-    outputs = [output.result(len(samples)) for output in sums.values()]
+    outputs = [output.result() for output in sums.values()]
     return outputs, None if counts is None else counts.result()
 
 
@@ -188,30 +192,38 @@ class _Output:
         self.scores = first.ndim == 2 and first.shape[1] > 1
         self.counts: LabelCounts | None = None
         self._errors = ErrorSums(centred=self.scores)
-        self._agreed = self._rows = 0
+        self._rows_at_first = len(first) if first.ndim else 1
+        self._agreed = self._rows = self._samples = self._other_rows = 0
 
     def add(self, r: Array, q: Array) -> None:
+        if r.shape != q.shape or (r.ndim and len(r) != self._rows_at_first):
+            self.scores = False  # rows are findings, not samples
+        if r.shape != q.shape:
+            self._other_rows += 1
+            return
+        self._samples += 1
         self._errors.add(r, q)
         if self.scores:
             self._agreed += agreement(r, q)
             self._rows += len(r)
 
-    def result(self, samples: int) -> OutputComparison:
+    def result(self) -> OutputComparison:
         errors = self._errors
         return OutputComparison(
             self.name,
-            errors.sqnr,
+            errors.sqnr if self._samples else math.nan,
             errors.centred,
-            errors.cosine,
+            errors.cosine if self._samples else math.nan,
             errors.max_error,
             errors.relative_max_error,
-            self._agreed / self._rows if self._rows else None,
-            samples,
+            self._agreed / self._rows if self._rows and self.scores else None,
+            self._samples,
+            self._other_rows,
         )
 
 
 def _check_output(label: str, name: str, r: Array, q: Array) -> None:
-    if q.shape != r.shape:
+    if q.shape != r.shape and (q.ndim != r.ndim or not q.ndim or q.shape[1:] != r.shape[1:]):
         raise DataError(
             f"{label}: output {name!r} has shape {list(q.shape)} in the quantized model and "
             f"{list(r.shape)} in the float one"

@@ -1,14 +1,9 @@
-"""PaddleSlim's calls, with real Paddle: the tutorial's snippets, each argument, each mistake."""
+"""PaddleSlim's calls, with real Paddle: the tutorial's snippets, each argument."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
-import subprocess
-import sys
-import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +16,7 @@ from onnx import numpy_helper
 import onnxq
 from onnxq.qtypes import Array, Float64Array
 from tests.models import run, sqnr
+from tests.paddle.slim import images, integers, kept, reader, script, static
 from tests.test_numerics import kl_divergences
 
 if importlib.util.find_spec("paddle") is None:
@@ -31,134 +27,13 @@ from onnxq_paddle.exporting import export
 
 quant = paddleslim.quant
 
-SHAPE = (3, 16, 16)
-SAVE = """
-    import sys
-
-    import paddle
-    from paddle.nn import BatchNorm2D, Conv2D, Conv2DTranspose, Linear
-    from paddle.nn.functional import relu
-    from paddle.static import InputSpec
-
-    class Net(paddle.nn.Layer):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.bn = Conv2D(3, 16, 3, padding=1), BatchNorm2D(16)
-            self.dw, self.up = Conv2D(16, 16, 3, groups=16), Conv2DTranspose(16, 8, 2)
-            self.fc = Linear(8, 10)
-
-        def forward(self, x):
-            x = relu(self.dw(relu(self.bn(self.conv(x)))))
-            return self.fc(paddle.mean(relu(self.up(x)), axis=[2, 3]))
-
-    class Two(paddle.nn.Layer):
-        def __init__(self):
-            super().__init__()
-            self.one, self.other = Linear(4, 8), Linear(6, 8)
-
-        def forward(self, left, right):
-            return self.one(left) + self.other(right)
-
-    class Open(paddle.nn.Layer):
-        def __init__(self):
-            super().__init__()
-            self.fc = Linear(3 * 13 * 13, 10)
-
-        def forward(self, x):
-            return self.fc(paddle.reshape(x, [-1, 3 * 13 * 13]))
-
-    paddle.seed(1)
-    for name, net, specs in (
-        ("net", Net(), {"x": [None, 3, 16, 16]}),
-        ("two", Two(), {"left": [None, 4], "right": [None, 6]}),
-        ("four", Two(), {"left": [4, 4], "right": [4, 6]}),
-        ("open", Open(), {"x": [None, 3, None, None]}),
-    ):
-        net.eval()
-        spec = [InputSpec(shape, "float32", key) for key, shape in specs.items()]
-        paddle.jit.save(net, f"{sys.argv[1]}/{name}/inference", input_spec=spec)
-"""
-
-
-def script(text: str, *arguments: object, pir: bool = True) -> str:
-    """Run a script of a user's, in a process with Paddle's newer or older programs."""
-    environment = {
-        **os.environ,
-        "FLAGS_enable_pir_api": "1" if pir else "0",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "script.py")  # paddle.jit reads the source
-        file.write_text(textwrap.dedent(text))
-        done = subprocess.run(
-            [sys.executable, str(file), *map(str, arguments)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Directories of the same networks in both formats."""
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("pir", "legacy")}
-    for kind, folder in folders.items():
-        script(SAVE, folder, pir=kind == "pir")
-    assert (folders["pir"] / "net" / "inference.json").exists()
-    assert (folders["legacy"] / "net" / "inference.pdmodel").exists()
-    return folders
-
-
-@pytest.fixture(scope="module")
-def net(saved: dict[str, Path]) -> Path:
-    return saved["legacy"] / "net"
-
-
-@pytest.fixture(scope="module")
-def floats(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def floats(slim_net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The network as a float ONNX model."""
     path = tmp_path_factory.mktemp("float") / "float.onnx"
-    export(net, path)
+    export(slim_net, path)
     return path
-
-
-def images(count: int = 24, seed: int = 0) -> Array:
-    generator = np.random.default_rng(seed)
-    return generator.standard_normal((count, *SHAPE)).astype(np.float32)
-
-
-def reader() -> Iterator[list[Array]]:
-    """A generator of samples as in the tutorial, in double precision as numpy makes it."""
-    return ([image.astype(np.float64)] for image in images())
-
-
-def static(model: Path, output: Path, **arguments: Any) -> onnxq.Report:
-    """A call that writes ONNX alone, from the samples of `reader` if no others are given."""
-    sources = ("batch_generator", "sample_generator", "data_loader")
-    if not any(name in arguments for name in sources):
-        arguments["sample_generator"] = reader
-    return quant.quant_post_static(None, model, output, paddle_model=False, **arguments)
-
-
-def integers(path: Path) -> dict[str, Array]:
-    """The integer weights of a quantized model, by the name of the float one."""
-    arrays = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
-    ends = ("_quantized", "_q")
-    return {
-        name.removesuffix(end): array
-        for name, array in arrays.items()
-        for end in ends
-        if name.endswith(end) and array.dtype in (np.int8, np.int16)
-    }
-
-
-def kept(path: Path) -> set[str]:
-    """Of the weights conv, dw, up and fc, those that became integers."""
-    known = {(16, 3, 3, 3): "conv", (16, 1, 3, 3): "dw", (16, 8, 2, 2): "up", (8, 10): "fc"}
-    return {known[array.shape] for array in integers(path).values() if array.shape in known}
 
 
 # the tutorial
@@ -166,7 +41,7 @@ def kept(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("kind", ["pir", "legacy"])
 def test_the_first_snippet_of_the_tutorial(
-    saved: dict[str, Path], tmp_path: Path, kind: str
+    slim_saved: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     script(
         """
@@ -181,7 +56,7 @@ def test_the_first_snippet_of_the_tutorial(
             weight_quantize_type="channel_wise_abs_max",
             generate_test_model=False)
         """,
-        saved[kind] / "net",
+        slim_saved[kind] / "net",
         tmp_path,
         pir=kind == "pir",
     )
@@ -192,7 +67,7 @@ def test_the_first_snippet_of_the_tutorial(
 
 @pytest.mark.parametrize("kind", ["pir", "legacy"])
 def test_the_second_snippet_of_the_tutorial(
-    saved: dict[str, Path], floats: Path, tmp_path: Path, kind: str
+    slim_saved: dict[str, Path], floats: Path, tmp_path: Path, kind: str
 ) -> None:
     np.save(tmp_path / "images.npy", images())
     script(
@@ -218,7 +93,7 @@ def test_the_second_snippet_of_the_tutorial(
             params_filename='inference.pdiparams',
             batch_nums=10)
         """,
-        saved[kind] / "net",
+        slim_saved[kind] / "net",
         tmp_path / "out",
         tmp_path / "images.npy",
         "inference.json" if kind == "pir" else "inference.pdmodel",
@@ -230,7 +105,7 @@ def test_the_second_snippet_of_the_tutorial(
     assert sqnr(run(floats, x)[0], run(tmp_path / "out" / "model.onnx", x)[0]) >= 20
 
 
-def test_data_loaders_of_paddle(saved: dict[str, Path], tmp_path: Path) -> None:
+def test_data_loaders_of_paddle(slim_saved: dict[str, Path], tmp_path: Path) -> None:
     """With lists of tensors in dynamic mode, and dicts by name in static mode."""
     np.save(tmp_path / "images.npy", images())
     script(
@@ -259,7 +134,7 @@ def test_data_loaders_of_paddle(saved: dict[str, Path], tmp_path: Path) -> None:
                 batch_nums=3, algo="abs_max", paddle_model=False)
             assert report.settings["samples"] == 12, report.settings
         """,
-        saved["pir"] / "net",
+        slim_saved["pir"] / "net",
         tmp_path,
         tmp_path / "images.npy",
     )
@@ -333,18 +208,20 @@ def test_the_signatures_are_those_of_paddleslim() -> None:
     ],
 )
 def test_operators_go_by_paddles_names(
-    net: Path, tmp_path: Path, ops: list[str], expected: set[str]
+    slim_net: Path, tmp_path: Path, ops: list[str], expected: set[str]
 ) -> None:
     quant.quant_post_dynamic(
-        net, tmp_path, quantizable_op_type=ops, verify=False, paddle_model=False
+        slim_net, tmp_path, quantizable_op_type=ops, verify=False, paddle_model=False
     )
     assert kept(tmp_path / "quantized_model" / "model.onnx") == expected
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_the_test_model_is_float_and_gives_the_same(net: Path, tmp_path: Path, bits: int) -> None:
+def test_the_test_model_is_float_and_gives_the_same(
+    slim_net: Path, tmp_path: Path, bits: int
+) -> None:
     quant.quant_post_dynamic(
-        str(net),
+        str(slim_net),
         str(tmp_path),
         None,
         None,
@@ -364,9 +241,9 @@ def test_the_test_model_is_float_and_gives_the_same(net: Path, tmp_path: Path, b
     assert np.allclose(one, other, atol=1e-5)
 
 
-def test_one_scale_a_tensor(net: Path, tmp_path: Path) -> None:
+def test_one_scale_a_tensor(slim_net: Path, tmp_path: Path) -> None:
     quant.quant_post_only_weight(
-        net, tmp_path, weight_quantize_type="abs_max", verify=False, paddle_model=False
+        slim_net, tmp_path, weight_quantize_type="abs_max", verify=False, paddle_model=False
     )
     graph = onnx.load(tmp_path / "quantized_model" / "model.onnx").graph
     scales = {t.name: t for t in graph.initializer if t.name.endswith("_scale")}
@@ -384,9 +261,9 @@ def two_pass(x: Array) -> tuple[Float64Array, float, float]:
 
 @pytest.mark.parametrize("algo", ["abs_max", "hist", "KL"])
 def test_thresholds_are_those_of_the_references_formulas(
-    net: Path, tmp_path: Path, algo: str
+    slim_net: Path, tmp_path: Path, algo: str
 ) -> None:
-    static(net, tmp_path, algo=algo, batch_size=5, hist_percent=0.99)
+    static(slim_net, tmp_path, algo=algo, batch_size=5, hist_percent=0.99)
     graph = onnx.load(tmp_path / "model.onnx").graph
     scale = next(t for t in graph.initializer if t.name == "x_scale")
     alpha = float(numpy_helper.to_array(scale)) * 127
@@ -415,9 +292,9 @@ def test_thresholds_are_those_of_the_references_formulas(
     ],
 )
 def test_what_is_quantized(
-    net: Path, tmp_path: Path, arguments: dict[str, Any], expected: set[str]
+    slim_net: Path, tmp_path: Path, arguments: dict[str, Any], expected: set[str]
 ) -> None:
-    report = static(net, tmp_path, algo="abs_max", verify=False, **arguments)
+    report = static(slim_net, tmp_path, algo="abs_max", verify=False, **arguments)
     assert kept(tmp_path / "model.onnx") == expected
     left = {skip.op_type: skip.reason for skip in report.skips}
     named = arguments.get("quantizable_op_type", ["conv2d_transpose"])
@@ -425,13 +302,15 @@ def test_what_is_quantized(
     assert ("no int8 kernel" if full else "excluded") in left["ConvTranspose"]
 
 
-def test_activations_of_legacy_models_can_be_skipped_by_name(net: Path, tmp_path: Path) -> None:
+def test_activations_of_legacy_models_can_be_skipped_by_name(
+    slim_net: Path, tmp_path: Path
+) -> None:
     """The names of a legacy program's variables are those of the ONNX model."""
-    export(net, tmp_path / "float.onnx")
+    export(slim_net, tmp_path / "float.onnx")
     nodes = onnx.load(tmp_path / "float.onnx").graph.node
     depthwise = next(n for n in nodes if n.input[1:2] == ["conv2d_1.w_0"])
     assert depthwise.input[0].startswith("relu_0")
-    static(net, tmp_path, skip_tensor_list=[depthwise.input[0]], verify=False)
+    static(slim_net, tmp_path, skip_tensor_list=[depthwise.input[0]], verify=False)
     assert kept(tmp_path / "model.onnx") == {"conv", "fc"}
 
 
@@ -462,38 +341,41 @@ SOURCES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def test_every_source_gives_the_same_file(net: Path, tmp_path: Path) -> None:
+def test_every_source_gives_the_same_file(slim_net: Path, tmp_path: Path) -> None:
     found = {}
     for name, source in SOURCES.items():
-        report = static(net, tmp_path, algo="abs_max", batch_nums=3, verify=False, **source())
+        report = static(slim_net, tmp_path, algo="abs_max", batch_nums=3, verify=False, **source())
         assert report.settings["samples"] == 18, name
         found[name] = (tmp_path / "model.onnx").read_bytes()
     assert len(set(found.values())) == 1
 
 
-def test_without_batch_nums_all_samples_count(net: Path, tmp_path: Path) -> None:
-    assert static(net, tmp_path, batch_size=5, verify=False).settings["samples"] == 24
+def test_without_batch_nums_all_samples_count(slim_net: Path, tmp_path: Path) -> None:
+    assert static(slim_net, tmp_path, batch_size=5, verify=False).settings["samples"] == 24
 
 
-def test_several_inputs(saved: dict[str, Path], tmp_path: Path) -> None:
+def test_several_inputs(slim_saved: dict[str, Path], tmp_path: Path) -> None:
     left, right = np.ones((8, 4), np.float32), np.full((8, 6), 3.0, np.float32)
     report = static(
-        saved["pir"] / "two", tmp_path, sample_generator=zip(left, right, strict=True), algo="mse"
+        slim_saved["pir"] / "two",
+        tmp_path,
+        sample_generator=zip(left, right, strict=True),
+        algo="mse",
     )
     assert report.settings["samples"] == 8
     scales = {t.name: t for t in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert numpy_helper.to_array(scales["right_scale"]) * 127 == pytest.approx(3.0)
     for item in (right[0], [right[0]]):
         with pytest.raises(onnxq.DataError, match="'left', 'right'"):
-            static(saved["pir"] / "two", tmp_path, sample_generator=[item], verify=False)
+            static(slim_saved["pir"] / "two", tmp_path, sample_generator=[item], verify=False)
 
 
-def test_samples_fill_a_fixed_batch(saved: dict[str, Path], tmp_path: Path) -> None:
+def test_samples_fill_a_fixed_batch(slim_saved: dict[str, Path], tmp_path: Path) -> None:
     """Ten make two batches of four; the two that are left over do not count."""
     left, right = np.ones((10, 4), np.float32), np.full((10, 6), 3.0, np.float32)
     right[8:] = 9
     report = static(
-        saved["pir"] / "four",
+        slim_saved["pir"] / "four",
         tmp_path,
         sample_generator=zip(left, right, strict=True),
         algo="abs_max",
@@ -505,9 +387,9 @@ def test_samples_fill_a_fixed_batch(saved: dict[str, Path], tmp_path: Path) -> N
 
 
 def test_samples_say_the_sizes_that_a_model_leaves_open(
-    saved: dict[str, Path], tmp_path: Path
+    slim_saved: dict[str, Path], tmp_path: Path
 ) -> None:
-    model = saved["legacy"] / "open"
+    model = slim_saved["legacy"] / "open"
     with pytest.raises(onnxq.DataError, match=r"random.*shapes and verify"):
         quant.quant_post_dynamic(model, tmp_path, paddle_model=False)
     quant.quant_post_dynamic(model, tmp_path, shapes={"x": [2, 3, 13, 13]}, paddle_model=False)
@@ -515,92 +397,28 @@ def test_samples_say_the_sizes_that_a_model_leaves_open(
     assert (tmp_path / "model.onnx").exists()
 
 
-def test_correction_of_weights(net: Path, floats: Path, tmp_path: Path) -> None:
+def test_correction_of_weights(slim_net: Path, floats: Path, tmp_path: Path) -> None:
     found = []
     for on in (False, True):
-        report = static(net, tmp_path / str(on), bias_correction=on, algo="abs_max", verify=False)
+        report = static(
+            slim_net, tmp_path / str(on), bias_correction=on, algo="abs_max", verify=False
+        )
         found.append(integers(tmp_path / str(on) / "model.onnx")["conv2d_0.w_0"])
         assert report.settings.get("weight_correction", False) is on
     assert not np.array_equal(found[0], found[1])
 
 
-def test_16_bits_are_for_onnx_alone(net: Path, floats: Path, tmp_path: Path) -> None:
-    static(net, tmp_path, weight_bits=16, activation_bits=16, algo="abs_max")
+def test_16_bits_are_for_onnx_alone(slim_net: Path, floats: Path, tmp_path: Path) -> None:
+    static(slim_net, tmp_path, weight_bits=16, activation_bits=16, algo="abs_max")
     x = {"x": images()}
     assert sqnr(run(floats, x)[0], run(tmp_path / "model.onnx", x)[0]) >= 60
     with pytest.raises(onnxq.OptionError, match="paddle_model=False"):
-        quant.quant_post(None, net, tmp_path, None, reader, weight_bits=16, activation_bits=16)
+        quant.quant_post(None, slim_net, tmp_path, None, reader, weight_bits=16, activation_bits=16)
 
 
 @pytest.mark.parametrize("backend", [None, "mkldnn", "MKLDNN", "arm", "tensorrt", "TensorRT"])
-def test_backends_are_targets(net: Path, tmp_path: Path, backend: str | None) -> None:
-    report = static(net, tmp_path, deploy_backend=backend, verify=False, algo="ptf")
+def test_backends_are_targets(slim_net: Path, tmp_path: Path, backend: str | None) -> None:
+    report = static(slim_net, tmp_path, deploy_backend=backend, verify=False, algo="ptf")
     assert report.settings["target"] == (
         "tensorrt" if "T" in (backend or "").upper()[:1] else "paddle"
     )
-
-
-# mistakes
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"round_type": "adaround"}, ["accuracy levels", "not", "'round'"]),
-        ({"round_type": "up"}, ["round_type must be one of round, adaround"]),
-        ({"onnx_format": False}, ["onnx_format=False", "quantize_linear"]),
-        ({"weight_bits": 16}, ["weight_bits 16 and activation_bits 8 must be equal"]),
-        ({"weight_bits": 4, "activation_bits": 4}, ["must be one of 8, 16"]),
-        ({"weight_bits": 16, "activation_bits": 16, "algo": "KL"}, ["degenerates above 8 bits"]),
-        ({"algo": "kl"}, ["algo must be one of KL, hist"]),
-        ({"hist_percent": 99.99}, ["hist_percent 99.99", "share"]),
-        ({"quantizable_op_type": ["conv2b"]}, ["'conv2b'", "near are", "conv2d", "known are"]),
-        ({"quantizable_op_type": ["gelu"]}, ["no int8 kernel for 'gelu'"]),
-        ({"quantizable_op_type": ["lookup_table_v2"]}, ["quant_post_dynamic alone"]),
-        ({"quantizable_op_type": "conv2d"}, ["a list of names"]),
-        ({"activation_quantize_type": "max"}, ["activation_quantize_type must be one of"]),
-        ({"weight_quantize_type": "max"}, ["weight_quantize_type must be one of"]),
-        ({"deploy_backend": "openvino"}, ["deploy_backend must be one of"]),
-        ({"skip_tensor_list": ["linear_0.w_1"]}, ["no operator", "near are", "linear_0.w_0"]),
-        ({"save_params_filename": None}, ["separate files are not written"]),
-        ({"save_params_filename": "model.onnx"}, ["must be three files"]),
-        ({"save_model_filename": "a/model"}, ["is no file name"]),
-        ({"batch_nums": 0}, ["batch_nums must be at least 1"]),
-        ({"sample_generator": None}, ["give one of", "got none"]),
-        ({"data_loader": [1]}, ["got sample_generator and data_loader"]),
-        ({"sample_generator": 3}, ["must be an iterable", "int"]),
-        ({"sample_generator": []}, ["is empty"]),
-        ({"sample_generator": [(images()[0], 3)]}, ["2 arrays", "'x'", "no labels"]),
-        ({"sample_generator": [images()[0].astype(np.uint8)]}, ["is uint8", "astype"]),
-        ({"model_filename": "nothing.pdmodel"}, ["nothing.pdmodel"]),
-    ],
-)
-def test_mistakes_say_what_to_do(
-    net: Path, tmp_path: Path, arguments: dict[str, Any], words: list[str]
-) -> None:
-    given = {"sample_generator": reader, "verify": False, **arguments}
-    with pytest.raises(onnxq.OnnxqError) as caught:
-        quant.quant_post_static(
-            None, net, tmp_path, **given, paddle_model=arguments.get("weight_bits") != 16
-        )
-    for word in words:
-        assert word in str(caught.value)
-    assert not [path for path in tmp_path.iterdir() if path.is_file()]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"weight_bits": 4}, ["weight_bits must be one of 8, 16"]),
-        ({"weight_quantize_type": "max"}, ["channel_wise_abs_max, abs_max"]),
-        ({"quantizable_op_type": ["pool2d"]}, ["'pool2d' has no weights"]),
-        ({"quantizable_op_type": []}, ["nothing would be quantized"]),
-    ],
-)
-def test_mistakes_of_dynamic_mode(
-    net: Path, tmp_path: Path, arguments: dict[str, Any], words: list[str]
-) -> None:
-    with pytest.raises(onnxq.OptionError) as caught:
-        quant.quant_post_dynamic(net, tmp_path, **arguments)
-    for word in words:
-        assert word in str(caught.value)

@@ -65,10 +65,12 @@ class Emitter:
 
     def _output(self, value: ir.Value) -> str:
         """The variable of a graph output, which has to be one that an operator gives."""
-        name = self.variable_of(value)
-        if name in self.builder.parameters:
-            raise ConversionError(f"{self.label}: output {value.name!r} is a constant")
-        return name
+        if self.array_of(value) is not None:
+            raise ConversionError(
+                f"{self.label}: output {value.name!r} is a constant, which Paddle Inference cannot "
+                "give; take it off the outputs"
+            )
+        return self.variable_of(value)
 
     def nodes(self, graph: ir.Graph) -> None:
         """All nodes of a graph or a body, into the current block."""
@@ -80,6 +82,8 @@ class Emitter:
         """What follows from ranks and fixed dimensions alone; an If may depend on it."""
         if node.domain != "" or node.op_type not in OF_SHAPES:
             return False
+        if any(value.is_graph_output() for value in node.outputs):
+            return False  # Paddle Inference cannot give a constant
         feeds: dict[str, Array] = {}
         for value in node.inputs:
             array = None if value is None else self._known_array(node, value)

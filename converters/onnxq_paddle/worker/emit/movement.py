@@ -21,6 +21,14 @@ def _concat(op: Op) -> None:
     op.concat(xs, op.integer("axis", 0), op.y()) if len(xs) > 1 else op.end(xs[0])
 
 
+def _constant(op: Op) -> None:
+    """Where it is what a body gives; all others have become initializers."""
+    tensor = op.node.attributes.get_tensor("value")
+    if tensor is None:
+        raise op.refuse("a Constant without a tensor")
+    op.end(op.fixed(tensor.numpy(), tensor.numpy().dtype.name))
+
+
 def _constant_of_shape(op: Op) -> None:
     given = op.node.attributes.get_tensor("value")
     value = np.zeros(1, np.float32) if given is None else given.numpy()
@@ -36,7 +44,8 @@ def _expand(op: Op) -> None:
         wanted = [int(v) for v in shape]
         ahead = max(len(wanted) - len(dims), 0)
         wanted = [1] * (len(dims) - len(wanted)) + wanted
-        target = [v if i < ahead or v != 1 else -1 for i, v in enumerate(wanted)]
+        own = [1] * ahead + dims
+        target = [a if b == 1 else b for a, b in zip(own, wanted, strict=True)]
         op.unary("expand_v2", x, op.y(), shape=target)
         return
     target_shape = op.cast(op.x(1), "int64")
@@ -277,6 +286,7 @@ def _trilu(op: Op) -> None:
 
 RULES: dict[str, Callable[[Op], None]] = {
     "Concat": _concat,
+    "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     "DepthToSpace": _depth_to_space,
     "Expand": _expand,

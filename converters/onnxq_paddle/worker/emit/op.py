@@ -167,6 +167,8 @@ class Op:
         if to is None and self.dtype(x) == dtype:
             return x
         types = self.emitter.types
+        if dtype not in types:
+            raise self.refuse(f"Paddle has no type {dtype}")
         return self.unary("cast", x, to, in_dtype=types[self.dtype(x)], out_dtype=types[dtype])
 
     def reshaped(self, x: str, shape: Sequence[int], to: str | None = None) -> str:

@@ -54,15 +54,15 @@ def _pool(op: Op) -> None:
 
 
 def _global(op: Op) -> None:
-    """Of two dimensions as an adaptive pool, which oneDNN has; else a reduction."""
+    """The average of two dimensions as an adaptive pool, which oneDNN has; else a reduction."""
     x = op.x()
     average = op.node.op_type == "GlobalAveragePool"
     rank = op.rank(x)
-    if rank != 4:
+    if rank != 4 or not average:
         op.reduced("reduce_mean" if average else "reduce_max", x, range(2, rank), op.y())
         return
     window = Window([1, 1], [1, 1], [1, 1], [0, 0, 0, 0], "EXPLICIT")
-    _pooled(op, x, window, op.y(), pooling_type="avg" if average else "max", adaptive=True)
+    _pooled(op, x, window, op.y(), pooling_type="avg", adaptive=True)
 
 
 RULES: dict[str, Callable[[Op], None]] = {

@@ -15,6 +15,7 @@ KINDS = {
     "linear": {1: "linear_interp_v2", 2: "bilinear_interp_v2", 3: "trilinear_interp_v2"},
     "cubic": {2: "bicubic_interp_v2"},
 }
+WHOLE = 1e-4
 LAYOUTS = {1: "NCW", 2: "NCHW", 3: "NCDHW"}
 
 
@@ -38,6 +39,7 @@ def _resize(op: Op) -> None:
     }
     inputs = {"X": op.unsqueezed(x, [2]) if flat else x}
     if scales is not None:
+        _check_whole(op, scales[2:], op.shape(x)[2:])
         attributes["scale"] = [1.0] * flat + [float(v) for v in scales[2:]]
     elif sizes is not None:
         wanted = [1] * flat + [int(v) for v in sizes[2:]]
@@ -48,6 +50,14 @@ def _resize(op: Op) -> None:
     result = op.run(KINDS[mode][count], inputs, attributes, to=None if flat else op.y())
     if flat:
         op.squeezed(result, [2], op.y())
+
+
+def _check_whole(op: Op, scales: Sequence[float], spatial: Sequence[int]) -> None:
+    """Where the size is no whole number, ONNX and Paddle round, and go on, differently."""
+    for scale, size in zip(scales, spatial, strict=True):
+        whole = scale if size < 0 else scale * size
+        if abs(whole - round(whole)) > WHOLE:
+            raise op.refuse(f"Resize by {scale:g} of {'any size' if size < 0 else size}")
 
 
 def _targets(op: Op, rank: int) -> tuple[list[float] | None, list[int] | None]:
