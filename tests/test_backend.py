@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +33,7 @@ import pytest
 
 import onnxq
 from tests.backend import Case, Value, cases, frozen
+from tests.conftest import SUMMARY
 from tests.models import all_nodes
 
 # largest error as a share of the largest magnitude of the output
@@ -81,7 +82,6 @@ FEWEST = {
 }
 
 Results = list[list[Value]]
-OUTCOMES: dict[str, Outcomes] = {}
 
 
 @dataclass
@@ -123,15 +123,17 @@ def test_the_comparison_can_fail() -> None:
 
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
 @pytest.mark.parametrize("weights", ["as given", "frozen"])
-def test_all_models(mode: str, weights: str) -> None:
+def test_all_models(
+    mode: str, weights: str, record_property: Callable[[str, object], None]
+) -> None:
     found = Outcomes()
-    OUTCOMES[f"{mode}, weights {weights}"] = found
     for given in cases():
         case = given if weights == "as given" else frozen(given)
         if case is not None:
             _try(case, mode, found)
-    assert found.failures == []
     total = sum(found.counts.values())
+    record_property(SUMMARY, [f"{mode}, weights {weights}: {total} models", *found.lines()])
+    assert found.failures == []
     fewest_models, fewest_quantized = FEWEST[OFFERED, weights]
     assert total >= fewest_models
     assert found.counts[WITHIN] >= fewest_quantized
@@ -265,11 +267,3 @@ def _share(a: Value, b: Value, random: bool) -> float:
     x, y = a[finite].astype(np.complex128), b[finite].astype(np.complex128)
     largest, error = float(np.abs(x).max()), float(np.abs(x - y).max())
     return error / largest if largest else float(error > 0)
-
-
-def summary() -> list[str]:
-    """For the end of the test run (see conftest.py)."""
-    lines = []
-    for title, found in OUTCOMES.items():
-        lines += [f"{title}: {sum(found.counts.values())} models", *found.lines()]
-    return lines
