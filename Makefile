@@ -1,14 +1,21 @@
 # On a machine with git, make and Python >= 3.11:
 #   make demo   install into .venv, quantize the embedded network in three ways, print the table
-#   make test   install what is missing, then ruff, mypy --strict and pytest
+#   make test   install what is missing, Paddle too (Python 3.11, 3.12), then ruff, mypy --strict and pytest
+#   make core   the tests once more in .venv-core: without Paddle, on the newest onnx
 #   make docs   install what is missing, then build the documentation into site/
 
 PYTHON ?= python3
 VENV ?= .venv
+CORE_VENV ?= .venv-core
 SITE ?= site
 BIN := $(VENV)/bin
+INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types unit docs clean
+# Two workers: tests wait for processes half of the time, and onnxruntime has threads of its own.
+# A file stays in one worker, since its tests share models that take long to make.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test lint types unit core docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/onnxq demo
@@ -23,23 +30,31 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	ONNXQ_REQUIRE_PADDLE=1 $(BIN)/python $(PYTEST)
+
+core: $(CORE_VENV)/.installed-dev
+	$(CORE_VENV)/bin/python $(PYTEST)
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir "$(abspath $(SITE))"
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints/common.txt constraints/paddle.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python $(INSTALL) -c constraints/paddle.txt -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(INSTALL) -c constraints/paddle.txt -e '.[dev,paddle]'
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python $(INSTALL) -c constraints/paddle.txt -e '.[docs]'
+	touch $@
+
+$(CORE_VENV)/.installed-dev: pyproject.toml constraints/common.txt constraints/core.txt
+	$(PYTHON) -m venv $(CORE_VENV)
+	$(CORE_VENV)/bin/python $(INSTALL) -c constraints/core.txt -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CORE_VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -176,9 +176,10 @@ PADDLE_NETWORKS: dict[str, PaddleNetwork] = {
 
 
 def make(network: PaddleNetwork, passes: int = 12) -> nn.Layer:
-    """The network with its own seed, in evaluation mode."""
+    """The network with its own seed and names, in evaluation mode."""
     paddle.seed(0)
-    layer = network.make()
+    with paddle.utils.unique_name.guard():  # else names count on from the networks made before
+        layer = network.make()
     if any(isinstance(part, nn.BatchNorm2D) for part in layer.sublayers()):
         layer.train()
         side = min(network.shape[-1], 96)

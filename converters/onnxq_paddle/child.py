@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,10 @@ ERRORS: dict[str, type[OnnxqError]] = {
 }
 PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddlepaddle-xpu")
 LAST_LINES = 12
+# What Paddle says whenever it is imported or runs
+CHATTER = re.compile(
+    r"No ccache found|warnings\.warn|^[IW]\d{4} .*(Executor|not support input out)"
+)
 
 
 def check_installed() -> None:
@@ -99,4 +104,5 @@ def call(task: str, request: Mapping[str, Any], *, legacy: bool = False) -> dict
 
 def _last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not CHATTER.search(line)]
     return one_line(Exception(" | ".join(lines[-LAST_LINES:]))) or "it said nothing"
