@@ -21,7 +21,7 @@ from onnxq.prepare import prepare
 from onnxq.prepare.constants import lift_constants
 from onnxq.save import save
 from onnxq_paddle.child import call
-from onnxq_paddle.judging import Judgement, Trial, judge, trial_of
+from onnxq_paddle.judging import Judgement, Trial, before_boxes, judge, trial_of
 from onnxq_paddle.worker.emit.quantization import is_activation, stored_of
 from onnxq_paddle.worker.emit.table import FOREIGN, RULES
 
@@ -109,20 +109,41 @@ def to_paddle(
         work = Path(workspace)
         file = work / "prepared.onnx"
         save(ready, file, lambda _: None)
-        trial = None
-        if verify:
+        trial = judgement = None
+        part = before_boxes(ready) if verify and kind == "static" else None
+        if part is not None:
+            judgement = _judged_apart(part, work, label, tolerance, samples, shapes)
+        elif verify:
             given = None if reference is None else load(reference)
             trial = trial_of(file, kind == "static", work, samples, shapes, given)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
         try:
             answer = call("emit", _request(file, made, names, label, format, trial), legacy=True)
-            kernels = answer["kernels"]
-            judgement = judge(trial, label, tolerance, kernels) if trial is not None else None
+            if trial is not None:
+                judgement = judge(trial, label, tolerance, answer["kernels"])
             size = sum(entry.stat().st_size for entry in made.iterdir())
             _move(made, folder, names)
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return EmitReport(folder / names[0], folder / names[1], kind, format, size, judgement)
+
+
+def _judged_apart(
+    part: ir.Model,
+    work: Path,
+    label: str,
+    tolerance: float,
+    samples: DataLike | None,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> Judgement:
+    """Verify the part of an int8 detector that can be measured, as a model of its own."""
+    file, made = work / "part.onnx", work / "part"
+    made.mkdir()
+    save(part, file, lambda _: None)
+    trial = trial_of(file, True, work, samples, shapes, None)
+    names = _names(None, None, "legacy")
+    answer = call("emit", _request(file, made, names, label, "legacy", trial), legacy=True)
+    return judge(trial, label, tolerance, answer["kernels"])
 
 
 def ready_for_paddle(source: SourceModel) -> ir.Model:
