@@ -123,8 +123,10 @@ def attributes_of(axis: int | None) -> dict[str, int | bool]:
 
 
 def scale_of(node: ir.Node | None) -> float | None:
-    """The one scale of a QuantizeLinear or DequantizeLinear."""
-    tensor = constant(node.inputs[1]) if node is not None else None
+    """The one scale of a QuantizeLinear or DequantizeLinear; None for any other node."""
+    if node is None or node.op_type not in (Q, DQ):
+        return None
+    tensor = constant(node.inputs[1])
     return float(tensor.numpy().reshape(())) if tensor is not None and tensor.size == 1 else None
 
 
