@@ -44,6 +44,8 @@ class Emitter:
         names = {v.name or "" for g in model.graphs() for n in g for v in n.outputs}
         given = [v for g in model.graphs() for v in (*g.inputs, *g.initializers.values())]
         names |= {v.name or "" for v in given}
+        nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+        self.static = any(node.op_type == "QuantizeLinear" for node in nodes)
         self.builder = Builder(names, _known_shapes(model))
         self.types: dict[str, int] = {name: int(kind) for name, kind in TYPES.items()}
         self._fixed: dict[tuple[str, tuple[int, ...], bytes], str] = {}

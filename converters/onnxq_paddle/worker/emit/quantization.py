@@ -31,6 +31,7 @@ __all__ = [
     "keeps_sign",
     "place",
     "quantized_matmul",
+    "scale_of",
     "source_of",
     "stored_of",
 ]
@@ -125,6 +126,14 @@ def attributes_of(axis: int | None) -> dict[str, int | bool]:
         "is_test": True,
         "only_observer": False,
     }
+
+
+def scale_of(node: ir.Node | None) -> float | None:
+    """The one scale of a QuantizeLinear or DequantizeLinear; None for any other node."""
+    if node is None or node.op_type not in (Q, DQ):
+        return None
+    tensor = constant(node.inputs[1])
+    return float(tensor.numpy().reshape(())) if tensor is not None and tensor.size == 1 else None
 
 
 def source_of(value: ir.Value | None) -> ir.Value | None:
