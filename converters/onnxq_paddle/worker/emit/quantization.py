@@ -27,7 +27,6 @@ __all__ = [
     "attributes_of",
     "is_activation",
     "is_lazy",
-    "is_quantized",
     "keeps_sign",
     "place",
     "quantized_matmul",
@@ -108,11 +107,6 @@ def is_activation(value: ir.Value | None) -> bool:
     """Whether the value was quantized at run time: a DequantizeLinear of no constant gives it."""
     node = value.producer() if value is not None else None
     return node is not None and is_dequantize(node) and constant(node.inputs[0]) is None
-
-
-def is_quantized(value: ir.Value) -> bool:
-    """Whether a QuantizeLinear reads the value."""
-    return any(node.op_type == Q and node.domain in DOMAINS for node, _ in value.uses())
 
 
 def attributes_of(axis: int | None) -> dict[str, int | bool]:
