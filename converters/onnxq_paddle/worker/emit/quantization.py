@@ -243,11 +243,21 @@ def quantized_matmul(op: Op) -> bool:
     if weight.integers.ndim != 2 or weight.axis not in (None, 0 if transposed else 1):
         return False
     columns = weight.integers.T if transposed else weight.integers
-    if op.rank(op.x(0)) == 2:
+    if op.rank(op.x(0)) == 2 and not _has_many_rows(op.value(0)):
         _as_convolution(op, weight, columns)
     else:
         _as_integers(op, weight, columns)
     return True
+
+
+def _has_many_rows(value: ir.Value) -> bool:
+    """Whether the rows are the words of a text, say: a view of a tensor of rank 3."""
+    source = source_of(value)
+    node = source.producer() if source is not None else None
+    if node is None or node.op_type != "Reshape":
+        return False
+    before = node.inputs[0]
+    return before is not None and before.shape is not None and len(before.shape) == 3
 
 
 def _as_convolution(op: Op, weight: Stored, columns: Array) -> None:
