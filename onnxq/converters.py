@@ -34,11 +34,14 @@ __all__ = [
     "converter_for",
     "from_onnx",
     "installed",
+    "listed",
     "options_of",
     "to_onnx",
 ]
 
 GROUP = "onnxq.converters"
+# Names of files that a message lists
+SHOWN = 8
 
 
 class Converter(Protocol):
@@ -112,8 +115,10 @@ def to_onnx(
     name = name or converter_for(path)
     if name is None:
         known = ", ".join(sorted(_installed())) or "none"
+        held = f"; it has {listed(path)}" if path.is_dir() else ""
         raise ConversionError(
-            f"{path}: no installed converter takes it (installed: {known}); ONNX files need none"
+            f"{path}: no installed converter takes it (installed: {known}; `--converter NAME` says "
+            f"which one to use){held}; ONNX files need none"
         )
     converter = _named(name)
     values = _typed(converter.to_onnx, options or {}, name)
@@ -133,6 +138,13 @@ def from_onnx(
     values = _typed(function, options or {}, name)
     note = _guarded(name, functools.partial(function, path, dest, **values))
     return Conversion(name, note or "")
+
+
+def listed(folder: Path) -> str:
+    """What is in a directory, for a message."""
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more if names else "nothing"
 
 
 def installed() -> list[str]:
@@ -222,4 +234,6 @@ def _value(text: str, hint: Any, label: str) -> Any:
     try:
         return words[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError) as error:
-        raise OptionError(f"{label} takes a {kind.__name__}, got {text!r}") from error
+        raise OptionError(
+            f"{label} takes {'an' if kind is int else 'a'} {kind.__name__}, got {text!r}"
+        ) from error

@@ -15,7 +15,7 @@ import onnx
 import onnx.defs
 import onnx_ir as ir
 
-from onnxq.converters import Workspace, converter_for, to_onnx
+from onnxq.converters import Workspace, converter_for, listed, to_onnx
 from onnxq.errors import ExternalDataError, ModelError
 from onnxq.qtypes import Array
 from onnxq.wellformed import check_structure, graph_of_proto
@@ -33,8 +33,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-# Names of files that a message lists
-SHOWN = 8
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
@@ -140,18 +138,11 @@ def onnx_file(path: Path) -> tuple[Path, Workspace | None]:
         to_onnx(path, converted, name=name)
         return converted, workspace
     if path.is_dir():
-        held = _held(path)
+        held = listed(path)
         raise ModelError(
             f"{path}: a directory, not an ONNX file, and no converter takes it: it has {held}"
         )
     return path, None
-
-
-def _held(folder: Path) -> str:
-    """What is in a directory, for a message."""
-    names = sorted(path.name for path in folder.iterdir())
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more if names else "nothing"
 
 
 def _read_onnx(path: Path) -> ir.Model:

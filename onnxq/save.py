@@ -137,7 +137,7 @@ def _data_files(path: Path) -> set[Path]:
     if not path.is_file():
         return set()
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (google.protobuf.message.DecodeError, OSError):
         return set()
     ours = re.compile(re.escape(path.stem) + r"-[0-9a-f]{12}\.data")

@@ -161,7 +161,7 @@ def test_a_converter_s_own_error_is_passed_on(site: Path, tmp_path: Path) -> Non
     ("option", "words"),
     [
         ("opsett=15", "no option 'opsett'; it has opset, relu"),
-        ("opset=new", "'opset' takes a int, got 'new'"),
+        ("opset=new", "'opset' takes an int, got 'new'"),
         ("relu=maybe", "'relu' takes a bool"),
         ("opset", "KEY=VALUE"),
     ],

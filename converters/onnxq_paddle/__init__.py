@@ -59,7 +59,6 @@ def to_onnx(
 
     shape: of inputs, as text: `image=1x3x224x224,ids=1x16`. data: samples to verify on.
     """
-    from onnxq.cli.options import shapes_of
     from onnxq_paddle.exporting import export
 
     report = export(
@@ -71,12 +70,28 @@ def to_onnx(
         verify=verify,
         tolerance=tolerance,
         samples=data,
-        shapes=shapes_of(shape.split(",") if shape else None),
+        shapes=_shapes_of(shape),
     )
     if not verify:
         return "not verified against Paddle"
     inputs = "a random input" if report.runs == 1 else f"{report.runs} inputs"
     return f"onnxruntime is within {report.relative_error:.1e} of Paddle's range on {inputs}"
+
+
+def _shapes_of(text: str | None) -> dict[str, list[int]] | None:
+    """Shapes by name from `image=1x3x224x224,ids=1x16`. Raises OptionError."""
+    from onnxq.errors import OptionError
+
+    if not text:
+        return None
+    shapes = {}
+    for part in text.split(","):
+        name, equals, dims = part.rpartition("=")
+        sizes = [size.strip() for size in dims.lower().split("x")] if dims else []
+        if not equals or not all(size.isdigit() for size in sizes):
+            raise OptionError(f"shape takes INPUT=1x3x224x224, several with commas; got {part!r}")
+        shapes[name.strip()] = [int(size) for size in sizes]
+    return shapes
 
 
 def from_onnx(
@@ -99,7 +114,6 @@ def from_onnx(
     """
     from typing import cast
 
-    from onnxq.cli.options import shapes_of
     from onnxq_paddle.emitting import to_paddle
     from onnxq_paddle.judging import described
 
@@ -112,7 +126,7 @@ def from_onnx(
         verify=verify,
         tolerance=tolerance,
         samples=data,
-        shapes=shapes_of(shape.split(",") if shape else None),
+        shapes=_shapes_of(shape),
         reference=reference,
     )
     return described(report.judgement)

@@ -55,8 +55,11 @@ def check_installed() -> None:
             raise ConversionError(
                 f"{package} {found} is not supported: {SUPPORTED} is; {INSTALL} --upgrade"
             )
-    found = version("paddle2onnx")
-    if int(found.split(".")[0]) < 2:
+    try:
+        found = version("paddle2onnx")
+    except PackageNotFoundError as error:  # a directory of that name, say
+        raise ConversionError(f"paddle2onnx is not installed: {INSTALL}") from error
+    if tuple(map(int, found.split(".")[:2])) < (2, 1):
         raise ConversionError(
             f"paddle2onnx {found} is not supported: 2.1 and later is; {INSTALL} --upgrade"
         )
@@ -77,10 +80,11 @@ def call(task: str, request: Mapping[str, Any], *, legacy: bool = False) -> dict
             **os.environ,
             "FLAGS_enable_pir_api": "0" if legacy else "1",
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "PYTHONIOENCODING": "utf-8",
+            "PYTHONUTF8": "1",
             "ORT_DISABLE_TELEMETRY": "1",
         }
-        environment.pop("CPU_NUM", None)
+        for name in ("CPU_NUM", "PYTHONWARNINGS"):
+            environment.pop(name, None)
         ended = subprocess.run(
             [sys.executable, "-P", "-m", "onnxq_paddle.worker", str(asked), str(answered)],
             env=environment,
@@ -92,8 +96,8 @@ def call(task: str, request: Mapping[str, Any], *, legacy: bool = False) -> dict
         )
         if not answered.is_file():
             raise ConversionError(
-                f"Paddle's process ended with status {ended.returncode} while it did {task}: "
-                f"{_last_words(ended.stderr or ended.stdout)}"
+                f"Paddle's process ended with status {ended.returncode} while it did {task} "
+                f"of {request.get('model')}: {_last_words(ended.stderr or ended.stdout)}"
             )
         answer: dict[str, Any] = json.loads(answered.read_text())
     if "error" in answer:

@@ -65,7 +65,12 @@ def _name_nodes(graph: ir.Graph) -> None:
     """Call nodes by the layer whose parameters they read; a second one of a layer is numbered."""
     counts: Counter[str] = Counter()
     for node in graph:
-        for value in node.inputs[1:]:
+        for given in node.inputs[1:]:
+            value = given
+            while value is not None and (maker := value.producer()) is not None:
+                if maker.op_type not in ("Identity", "Unsqueeze"):
+                    break
+                value = maker.inputs[0]
             found = PARAMETER.fullmatch(value.name or "") if value is not None else None
             if found and value is not None and len(value.uses()) == 1:
                 layer = found[1]

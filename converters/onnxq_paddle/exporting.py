@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from onnxq.converters import Workspace
 from onnxq.data.samples import DataLike, input_specs, open_samples
-from onnxq.errors import ConversionError, ModelError, OptionError
+from onnxq.errors import ConversionError, ModelError, OptionError, one_line
 from onnxq.files import check_writable
 from onnxq.model import load
 from onnxq.qtypes import Array
 from onnxq.save import save
-from onnxq_paddle.child import call
+from onnxq_paddle.arrays import read_arrays, write_arrays
+from onnxq_paddle.child import call, check_installed
 from onnxq_paddle.cleaning import clean
 from onnxq_paddle.files import PaddleFiles, find_files
 from onnxq_paddle.verifying import OutputDifference, check, difference, run_onnx, sigmoids, worst
@@ -75,6 +75,8 @@ def export(
     """
     if opset not in OPSETS:
         raise OptionError(f"opset {opset}: {OPSETS.start} to {OPSETS.stop - 1} can be written")
+    if not verify and (samples is not None or shapes):
+        raise OptionError("samples and shapes are for verification, which is off")
     path = Path(output)
     check_writable(path)
     files = find_files(Path(model), model_filename=model_filename, params_filename=params_filename)
@@ -123,6 +125,8 @@ def from_layer(
     opset: int = 17,
     verify: bool = True,
     tolerance: float = 1e-4,
+    samples: DataLike | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> onnx.ModelProto:
     """A `paddle.nn.Layer` as an ONNX model, which every function of onnxq takes.
 
@@ -132,21 +136,37 @@ def from_layer(
     workspace = Workspace()
     prefix = save_layer(layer, input_spec, workspace.path / "layer")
     output = workspace.path / "layer.onnx"
-    export(prefix, output, opset=opset, verify=verify, tolerance=tolerance)
+    export(
+        prefix,
+        output,
+        opset=opset,
+        verify=verify,
+        tolerance=tolerance,
+        samples=samples,
+        shapes=shapes,
+    )
     return onnx.load(str(output))
 
 
 def save_layer(layer: Any, input_spec: Sequence[Any], prefix: Path) -> Path:
     """Write the layer as an inference model, for which it is put in evaluation mode and back."""
+    check_installed()
     import paddle
 
-    training = layer.training
+    if not isinstance(layer, paddle.nn.Layer):
+        raise OptionError(f"a paddle.nn.Layer is needed, got {type(layer).__name__}")
+    if not isinstance(input_spec, list | tuple) or not input_spec:
+        raise OptionError("input_spec is a list with a paddle.static.InputSpec for each input")
+    parts = [layer, *layer.sublayers()]
+    modes = [part.training for part in parts]
     layer.eval()
     try:
         paddle.jit.save(layer, str(prefix), input_spec=list(input_spec))
+    except Exception as error:  # Paddle's tracing raises what the layer's code does
+        raise ConversionError(f"Paddle cannot trace the layer: {one_line(error)}") from error
     finally:
-        if training:
-            layer.train()
+        for part, training in zip(parts, modes, strict=True):
+            part.training = training
     return prefix
 
 
@@ -156,9 +176,9 @@ def _named(files: PaddleFiles) -> dict[str, str | None]:
 
 
 def _read(file: Path) -> tuple[dict[str, Array], dict[str, Array]]:
-    with np.load(file) as arrays:
-        inputs = {k.removeprefix("in:"): arrays[k] for k in arrays if k.startswith("in:")}
-        outputs = {k.removeprefix("out:"): arrays[k] for k in arrays if k.startswith("out:")}
+    arrays = read_arrays(file)
+    inputs = {k.removeprefix("in:"): x for k, x in arrays.items() if k.startswith("in:")}
+    outputs = {k.removeprefix("out:"): x for k, x in arrays.items() if k.startswith("out:")}
     return inputs, outputs
 
 
@@ -172,10 +192,9 @@ def _on_samples(
         feeds.append(dict(opened[i]))
         inputs.append(folder / f"sample{i}.npz")
         outputs.append(folder / f"result{i}.npz")
-        np.savez(inputs[-1], allow_pickle=False, **feeds[-1])
+        write_arrays(inputs[-1], feeds[-1])
     call("run", {**_named(files), "feeds": [*map(str, inputs)], "outputs": [*map(str, outputs)]})
     results = []
     for feed, file in zip(feeds, outputs, strict=True):
-        with np.load(file) as arrays:
-            results.append((feed, dict(arrays)))
+        results.append((feed, read_arrays(file)))
     return results

@@ -124,6 +124,9 @@ def _params(model: Path, name: str | None) -> Path | None:
         return _named(folder, name, "params_filename")
     if model.name == OLD_PROGRAM:
         candidates = [folder / old for old in OLD_PARAMS if (folder / old).is_file()]
+        others = [path for path in folder.iterdir() if path.is_file() and path != model]
+        if not candidates and len(others) == 1:  # all parameters, under any name
+            candidates = others
         return candidates[0] if candidates else None
     own = model.with_suffix(PARAMS)
     if own.is_file():

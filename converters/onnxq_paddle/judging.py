@@ -31,6 +31,7 @@ from onnxq.prepare import prepare
 from onnxq.qtypes import Array
 from onnxq.runtime import RuntimeFailureError, run, session
 from onnxq.save import save
+from onnxq_paddle.arrays import read_arrays, write_arrays
 from onnxq_paddle.verifying import OutputDifference, check, difference, sigmoids, worst
 from onnxq_paddle.worker.emit.quantization import is_activation, source_of, stored_of
 
@@ -102,8 +103,8 @@ class Trial:
 
     def results(self, mode: str) -> Iterator[list[Array]]:
         for file in self._files(mode):
-            with np.load(file) as arrays:
-                yield [arrays[name] for name in self.names]
+            arrays = read_arrays(file)
+            yield [arrays[name] for name in self.names]
 
     def _files(self, mode: str) -> list[Path]:
         return [self.folder / f"{mode} {i}.npz" for i in range(len(self.feeds))]
@@ -146,7 +147,7 @@ def trial_of(
         raise ConversionError(f"onnxruntime cannot run the reference: {error}") from error
     files = [folder / f"feed{i}.npz" for i in range(len(feeds))]
     for path, feed in zip(files, feeds, strict=True):
-        np.savez(path, allow_pickle=False, **feed)
+        write_arrays(path, feed)
     return Trial(folder, files, names, expected, floats, frozenset(sigmoids(model)))
 
 

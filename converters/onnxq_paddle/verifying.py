@@ -23,7 +23,7 @@ class OutputDifference:
     """How far one output is from the other runtime's.
 
     error: the largest difference. relative_error: as a share of the range of the reference's values
-        (of their size, if they are all the same).
+        (of their size, if they are all the same). Of integers both are how many differ.
     """
 
     output: str
@@ -55,10 +55,19 @@ def difference(
         # before Paddle 3.0 what has one value had the shape [1]
         if one.shape != two.shape and not one.size == two.size == 1:
             raise ConversionError(f"output {name!r} has shape {one.shape} and became {two.shape}")
+        if one.dtype.kind in "iub" or two.dtype.kind in "iub":
+            off = int(np.count_nonzero(one.ravel() != two.ravel()))
+            found.append(OutputDifference(name, float(off), float(off)))
+            continue
         a, b = (np.asarray(x).astype(np.float64).ravel() for x in (one, two))
         same = (a == b) | (np.isnan(a) & np.isnan(b))  # infinite values have no difference
         error = float(np.max(np.where(same, 0.0, np.abs(a - b)), initial=0.0))
         finite = a[np.isfinite(a)]
+        if a.size and not finite.size:
+            raise ConversionError(
+                f"output {name!r} has no finite value on this input, so it says nothing: give "
+                "samples on which the model works"
+            )
         span = float(np.ptp(finite)) if finite.size else 0.0
         size = span or float(np.max(np.abs(finite), initial=0.0)) or 1.0
         found.append(OutputDifference(name, error, error / size))

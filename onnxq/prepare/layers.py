@@ -16,8 +16,9 @@ def set_bias(layer: ir.Node, bias: Float64Array) -> None:
     graph, weight = layer.graph, layer.inputs[1]
     assert isinstance(graph, ir.Graph)
     assert weight is not None
+    taken = {v.name for node in graph for v in node.outputs} | {v.name for v in graph.inputs}
     name = f"{weight.name}.bias"
-    while name in graph.initializers:
+    while name in graph.initializers or name in taken:
         name += "_"
     value = new_value(graph, name, ir.tensor(bias.astype(np.float32), name=name))
     if len(layer.inputs) <= 2:

@@ -5,7 +5,8 @@ In such a vector every entry is a number or the size of a dimension that is not 
 
 1. A vector of numbers alone becomes an initializer.
 2. The shape of a Reshape becomes one if each open entry is the dimension of x at the same place
-   (then it is 0, "as in x"), or all but one are and no other entry is -1 (that one is -1).
+   (then it is 0, "as in x"), or if it is the only one and all others are positive (then it is -1:
+   beside a 0 that would fail where the dimension is 0, as where a detector finds nothing).
 Calculated through: Shape, Slice, Gather, Concat, Squeeze, Unsqueeze, Cast and Identity.
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.model import constant, new_value
+from onnxq.qtypes import Array
 
 __all__ = ["fold_shapes"]
 
@@ -74,7 +76,7 @@ def _dimensions(node: ir.Node, value: ir.Value | None) -> list[Entry] | None:
         if isinstance(dim, int):
             entries.append(dim)
         else:
-            entries.append(dim.value if dim.value is not None else (id(value), axis))
+            entries.append(_identity(dim.value, value, axis))
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(entries))
     return entries[start:end]
 
@@ -123,14 +125,22 @@ def _fold_reshape(graph: ir.Graph, node: ir.Node, known: dict[ir.Value, list[Ent
             target.append(entry)
         else:
             target.append(0 if i < len(own) and own[i] == entry else -1)
-    if target.count(-1) > 1 or any(entry == 0 for entry in entries):
+    if any(entry in (0, -1) for entry in entries) or target.count(-1) > 1:
         return
-    node.replace_input_with(1, _vector(graph, f"{node.name}_shape", target))
+    if -1 in target and min(size for size in target if size != -1) < 1:
+        return
+    node.replace_input_with(1, _constant(graph, f"{node.name}.shape", np.asarray(target, np.int64)))
 
 
 def _own_dimensions(x: ir.Value) -> list[Entry]:
-    symbols = [None if isinstance(dim, int) else dim.value for dim in x.shape or ()]
-    return [s if s is not None else (id(x), axis) for axis, s in enumerate(symbols)]
+    dims = enumerate(x.shape or ())
+    return [-1 if isinstance(d, int) else _identity(d.value, x, axis) for axis, d in dims]
+
+
+def _identity(symbol: object, value: ir.Value, axis: int) -> Entry:
+    """What says that two dimensions are one: a name ("?" and the like are none), or the place."""
+    named = isinstance(symbol, str) and symbol.isidentifier()
+    return str(symbol) if named else (id(value), axis)
 
 
 def _replace(graph: ir.Graph, value: ir.Value, entries: list[Entry]) -> None:
@@ -144,10 +154,11 @@ def _replace(graph: ir.Graph, value: ir.Value, entries: list[Entry]) -> None:
         if len(numbers) != 1:
             return
         array = array.reshape(())
-    tensor = ir.Tensor(array, name=f"{value.name}_known")
-    value.replace_all_uses_with(new_value(graph, f"{value.name}_known", tensor))
+    value.replace_all_uses_with(_constant(graph, f"{value.name}.known", array))
 
 
-def _vector(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
-    tensor = ir.Tensor(np.asarray(numbers, np.int64), name=name)
-    return new_value(graph, name, tensor)
+def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    taken = {v.name for node in graph for v in node.outputs} | {v.name for v in graph.inputs}
+    while name in graph.initializers or name in taken:
+        name += "_"
+    return new_value(graph, name, ir.Tensor(array, name=name))

@@ -63,8 +63,10 @@ def source_of(given: Mapping[str, Any], *, batch_size: int, batch_nums: int | No
         got = " and ".join(found) if found else "none"
         raise OptionError(f"give one of {', '.join(given)}; got {got}")
     for name, value in (("batch_size", batch_size), ("batch_nums", batch_nums)):
-        if value is not None and value < 1:
-            raise OptionError(f"{name} must be at least 1, got {value}")
+        if name == "batch_nums" and value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise OptionError(f"{name} must be a whole number from 1 on, got {value!r}")
     return Source(found[0], given[found[0]], batch_size, batch_nums)
 
 
@@ -113,7 +115,7 @@ def _group(dtype: np.dtype[Any]) -> str:
 
 
 def _stacked(feeds: Iterator[dict[str, Array]], specs: Sequence[InputSpec]) -> Iterator[Feed]:
-    """Single samples, as many together as the model's fixed batch has; what is left over is not.
+    """Single samples, as many together as the model's fixed batch has.
 
     Where the batch is dynamic, or 1, each sample is a feed of its own.
     """
@@ -125,5 +127,10 @@ def _stacked(feeds: Iterator[dict[str, Array]], specs: Sequence[InputSpec]) -> I
         return
     size = sizes.pop()
     assert size is not None
-    while len(batch := list(itertools.islice(feeds, size))) == size:
+    while batch := list(itertools.islice(feeds, size)):
+        if len(batch) < size:
+            raise DataError(
+                f"the model's batch is fixed at {size}, and the last {len(batch)} samples are too "
+                f"few for one: give a multiple of {size}, or as many by batch_size and batch_nums"
+            )
         yield {name: np.stack([feed[name] for feed in batch]) for name in batch[0]}

@@ -127,9 +127,6 @@ def quant_post_dynamic(
         _place(save_model_dir, name, save_model_filename, save_params_filename, paddle_model)
         for name in ("quantized_model", "test_model")
     )
-    place.make()
-    if generate_test_model:
-        test.make()
     workspace = Workspace()
     source = workspace.path / "float.onnx"
     try:
@@ -148,6 +145,9 @@ def quant_post_dynamic(
         granularity=GRANULARITIES[weight_quantize_type],
         exclude=left_float(_graph(source), wanted),
     )
+    place.make()
+    if generate_test_model:
+        test.make()
     test_model = test.onnx if generate_test_model else None
     report = onnxq.quantize(source, place.onnx, recipe, test_model=test_model)
     for written in (place, test)[: 1 + generate_test_model]:
@@ -236,7 +236,6 @@ def quant_post_static(
     }
     data = source_of(given, batch_size=batch_size, batch_nums=batch_nums)
     place = _place(quantize_model_path, "", save_model_filename, save_params_filename, paddle_model)
-    place.make()
     workspace = Workspace()
     source = workspace.path / "float.onnx"
     names = {"model_filename": model_filename, "params_filename": params_filename}
@@ -255,6 +254,7 @@ def quant_post_static(
         ),
         verify=False,  # all samples calibrate, as in PaddleSlim: the same ranges
     )
+    place.make()
     report = onnxq.quantize(source, place.onnx, recipe, samples)
     place.beside(verify=verify, shapes=shapes, reference=source, samples=samples)
     return report

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 import paddle2onnx.paddle2onnx_cpp2py_export as p2o
@@ -22,6 +21,7 @@ import paddle2onnx.paddle2onnx_cpp2py_export as p2o
 from onnxq.errors import ConversionError, DataError, one_line
 from onnxq.measure.random_feeds import candidates, dimensions
 from onnxq.qtypes import Array
+from onnxq_paddle.arrays import write_arrays
 from onnxq_paddle.worker.legacy import translate
 from onnxq_paddle.worker.pir import Operation, Program, p2o_names, results, title
 from onnxq_paddle.worker.predicting import open_predictor, predict
@@ -83,7 +83,8 @@ def _to_onnx(program: Program, source: Path, weights: Path | None, dest: Path, o
             f"{', '.join(missing)}: write that part of the network with others, or leave it out "
             "of the exported model"
         )
-    raise ConversionError(f"paddle2onnx failed: {log or 'it wrote nothing'}")
+    silence = "it died without a word" if died else "it wrote nothing"
+    raise ConversionError(f"{source.name}: paddle2onnx failed: {log or silence}")
 
 
 def _forked(
@@ -114,7 +115,7 @@ def _forked(
                 )
                 dest.write_bytes(content)
                 status = 0
-            except RuntimeError as error:
+            except Exception as error:  # whatever it is, the parent has to hear of it
                 os.write(2, f"\n[ERROR] {error}\n".encode())
             finally:
                 os._exit(status)
@@ -249,4 +250,4 @@ def _has(file: Path, op_type: str) -> bool:
 def _write(path: Path, feed: dict[str, Array], outputs: dict[str, Array]) -> None:
     arrays = {f"in:{name}": x for name, x in feed.items()}
     arrays.update({f"out:{name}": x for name, x in outputs.items()})
-    np.savez(path, allow_pickle=False, **arrays)
+    write_arrays(path, arrays)

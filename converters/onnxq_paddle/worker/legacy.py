@@ -41,7 +41,7 @@ def translate(model: Path, params: Path | None, folder: Path) -> tuple[Path, Pat
         _load_parameters(translated, executor)
         prefix = folder / "translated"
         _save(translated, prefix, executor)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, KeyError) as error:
+    except Exception as error:  # Paddle raises RuntimeError, ValueError, SystemError and others
         raise ConversionError(
             f"{model}: Paddle {paddle.__version__} cannot read this program, or not translate it: "
             f"{one_line(error)}"

@@ -19,7 +19,6 @@ Operation = dict[str, Any]
 
 PARAMETER = "p"
 DIALECTS = {"0": "builtin", "1": "pd_op"}
-NEWEST = 4  # "version" of what Paddle 3.3 writes
 
 
 @dataclass
@@ -46,6 +45,22 @@ class Program:
         ops: list[Operation] = self.block["ops"]
         return ops
 
+    def blocks(self) -> Iterator[dict[str, Any]]:
+        """Every block, the main one first, those inside operations such as If after it."""
+        waiting = [self.block]
+        while waiting:
+            block = waiting.pop(0)
+            yield block
+            for op in block["ops"]:
+                for region in op.get("regions", ()):
+                    waiting += region["blocks"]
+
+    def values(self) -> Iterator[int]:
+        """The numbers of all values, arguments of blocks too."""
+        for block in self.blocks():
+            for made in (*block.get("args", ()), *(v for op in block["ops"] for v in results(op))):
+                yield abs(int(made["%"] if "%" in made else made["#"]))
+
     @property
     def has_blocks(self) -> bool:
         """Whether an operation holds further ones, as If and While do."""
@@ -53,7 +68,7 @@ class Program:
 
     def parameters(self) -> Iterator[tuple[str, list[int]]]:
         """Name and declared shape of each parameter."""
-        for op in self.ops:
+        for op in (op for block in self.blocks() for op in block["ops"]):
             if op["#"] == PARAMETER:
                 yield op["A"][-1], shape_of(op["O"])
 

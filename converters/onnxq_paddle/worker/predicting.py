@@ -81,18 +81,19 @@ def predict(predictor: Predictor, feed: Mapping[str, Array]) -> dict[str, Array]
             f"the Paddle model has the inputs {', '.join(predictor.inputs) or 'none'}; given are "
             f"{', '.join(feed) or 'none'}"
         )
-    _give(predictor, feed)
-    _run(predictor)
-    return {
-        name: np.asarray(predictor.active.get_output_handle(name).copy_to_cpu())
-        for name in predictor.outputs
-    }
+    _run(predictor, feed)
+    try:
+        return {
+            name: np.asarray(predictor.active.get_output_handle(name).copy_to_cpu())
+            for name in predictor.outputs
+        }
+    except Exception as error:  # as in open_predictor
+        raise ConversionError(f"Paddle Inference gives no output: {reason_of(error)}") from error
 
 
 def run_time(predictor: Predictor, feed: Mapping[str, Array], *, runs: int) -> list[float]:
     """Seconds of each of `runs` runs, after a first that is not counted."""
-    _give(predictor, feed)
-    _run(predictor)
+    _run(predictor, feed)
     times = []
     for _ in range(runs):
         begun = time.perf_counter()
@@ -108,8 +109,10 @@ def _give(predictor: Predictor, feed: Mapping[str, Array]) -> None:
         handle.copy_from_cpu(np.ascontiguousarray(array))
 
 
-def _run(predictor: Predictor) -> None:
+def _run(predictor: Predictor, feed: Mapping[str, Array] | None = None) -> None:
     try:
+        if feed is not None:
+            _give(predictor, feed)
         predictor.active.run()
     except Exception as error:  # as in open_predictor
         raise ConversionError(

@@ -4,7 +4,9 @@
    interpolation, the value of a padding). paddle2onnx takes them for floats and gets noise or
    refuses. They become floats, but for `full` and its like, which it reads as doubles.
 2. Of `hardtanh` it does not read the bounds, and takes -1 and 1. It becomes a `clip`.
-3. A `slice` that drops the only axis left gave a tensor of shape [1] before Paddle 3.0, which had
+3. An operation in place (`relu_`) is one that paddle2onnx does not know. In PIR values are assigned
+   once, so the same one out of place (`relu`) means the same.
+4. A `slice` that drops the only axis left gave a tensor of shape [1] before Paddle 3.0, which had
    none without axes; the translation keeps the axis to drop, and [1] as the type.
 """
 
@@ -21,16 +23,22 @@ __all__ = ["repair"]
 DOUBLE, FLOAT = "0.a_f64", "0.a_f32"
 READ_AS_DOUBLES = frozenset({"1.full", "1.full_like", "1.full_with_tensor", "1.assign_value"})
 
+IN_PLACE_ALONE = frozenset({"1.batch_norm_"})  # there is no other
+
 
 def repair(program: Program) -> None:
     """The cases of this module's docstring, in place."""
-    free = itertools.count(1 + max(v["%"] for op in program.ops for v in results(op)))
-    program.block["ops"] = [
-        new
-        for op in program.ops
-        for new in (_as_clip(op, free) if op["#"] == "1.hardtanh" else [op])
-    ]
-    for op in program.ops:
+    free = itertools.count(1 + max(program.values(), default=0))
+    for block in program.blocks():
+        for op in block["ops"]:
+            if op["#"].endswith("_") and op["#"] not in IN_PLACE_ALONE:
+                op["#"] = op["#"].removesuffix("_")
+        block["ops"] = [
+            new
+            for op in block["ops"]
+            for new in (_as_clip(op, free) if op["#"] == "1.hardtanh" else [op])
+        ]
+    for op in (op for block in program.blocks() for op in block["ops"]):
         if op["#"] not in READ_AS_DOUBLES:
             _doubles_to_floats(op.get("A", []))
         if op["#"] == "1.slice" and shape_of(results(op)[0]) == [1]:

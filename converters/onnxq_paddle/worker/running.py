@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from onnxq_paddle.arrays import read_arrays, write_arrays
 from onnxq_paddle.worker.predicting import open_predictor, predict
 
 __all__ = ["run"]
@@ -26,7 +26,5 @@ def run(
     """
     predictor = open_predictor(model, params, onednn=onednn, int8=int8)
     for source, dest in zip(feeds, outputs, strict=True):
-        with np.load(source) as arrays:
-            feed = dict(arrays)
-        np.savez(dest, allow_pickle=False, **predict(predictor, feed))
+        write_arrays(Path(dest), predict(predictor, read_arrays(Path(source))))
     return {"outputs": predictor.outputs}

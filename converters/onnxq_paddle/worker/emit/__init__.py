@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxq.prepare import infer_shapes
@@ -57,6 +56,7 @@ def emit(
 def _run(
     model: Path, params: Path, feeds: list[str], *, onednn: bool, int8: bool, outputs: list[str]
 ) -> dict[str, int]:
+    from onnxq_paddle.arrays import read_arrays, write_arrays
     from onnxq_paddle.worker.kernels import count_kernels, listened
     from onnxq_paddle.worker.predicting import open_predictor, predict
 
@@ -64,10 +64,9 @@ def _run(
     predictor = open_predictor(str(model), file, onednn=onednn, int8=int8)
     lines: list[str] = []
     for source, dest in zip(feeds, outputs, strict=True):
-        with np.load(source) as arrays:
-            feed = dict(arrays)
+        feed = read_arrays(Path(source))
         with listened() as heard:
             results = predict(predictor, feed)
-        np.savez(dest, allow_pickle=False, **results)
+        write_arrays(Path(dest), results)
         lines = heard
     return count_kernels(lines)
