@@ -16,6 +16,7 @@ pytest.importorskip("paddle")
 import onnxq
 from benchmarks import assets
 from onnxq_paddle import EmitReport, to_paddle
+from onnxq_paddle.arrays import read_arrays, write_arrays
 from onnxq_paddle.child import call
 from tests.models import Array, build, normal, samples
 
@@ -107,12 +108,11 @@ def test_what_is_emitted_is_read_as_written(static: tuple[Path, EmitReport]) -> 
     """The names are those of the ONNX model, and the weights are int8."""
     folder, report = static
     feed = {"x": normal(2, 3, 32, 32)}
-    np.savez(folder / "feed.npz", allow_pickle=False, **feed)
+    write_arrays(folder / "feed.npz", feed)
     request = {"model": str(report.model), "params": str(report.params)}
     files = {"feeds": [str(folder / "feed.npz")], "outputs": [str(folder / "got.npz")]}
     assert call("run", {**request, **files})["outputs"] == ["y"]
-    with np.load(folder / "got.npz") as got:
-        assert got["y"].shape == (2, 10)
+    assert read_arrays(folder / "got.npz")["y"].shape == (2, 10)
     weights = sum(t.size for t in map(onnx.numpy_helper.to_array, convnet().graph.initializer))
     assert report.params.stat().st_size < 1.6 * weights
     text = report.model.read_bytes()
