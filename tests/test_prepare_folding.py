@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.models import Array, build, normal, ops
+from tests.models import Array, build, normal, ops, run
 from tests.test_prepare import IMAGE, check_same
 
 
@@ -85,6 +85,29 @@ def test_two_open_dimensions_stay() -> None:
         {"two": np.array([2]), "three": np.array([3]), "rest": np.array([-1])},
     )
     assert ops(check_same(model, IMAGE))["Shape"] == 1
+
+
+def test_no_minus_one_beside_a_dimension_that_may_be_zero() -> None:
+    """Reshape to [N, H, 6] of [N, 6, H]: as [0, -1, 6] it would fail for N = 0."""
+    model = build(
+        "(float[N,6,H] x) => (float[A,B,C] y) { s = Shape(x) n = Gather(s, zero) "
+        "h = Gather(s, two) t = Concat<axis=0>(n, h, six) y = Reshape(x, t) }",
+        {"zero": np.array([0]), "two": np.array([2]), "six": np.array([6])},
+    )
+    result = check_same(model, {"x": normal(2, 6, 5)})
+    assert run(result, {"x": np.zeros((0, 6, 5), np.float32)})[0].shape == (0, 5, 6)
+
+
+@pytest.mark.parametrize("name", ["?", "batch size"])
+def test_what_is_no_name_of_a_dimension_says_nothing(name: str) -> None:
+    model = build(
+        "(float[3,4] x, float[2,6] w) => (float[A,B] y) { s = Shape(w) y = Reshape(x, s) }"
+    )
+    for value in model.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.dim_param = name
+    result = check_same(model, {"x": normal(3, 4), "w": normal(2, 6)})
+    assert ops(result)["Shape"] == 1
 
 
 def test_known_dimensions_become_constants() -> None:

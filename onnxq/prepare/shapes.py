@@ -125,9 +125,10 @@ def _fold_reshape(graph: ir.Graph, node: ir.Node, known: dict[ir.Value, list[Ent
             target.append(entry)
         else:
             target.append(0 if i < len(own) and own[i] == entry else -1)
-    if any(entry in (0, -1) for entry in entries) or target.count(-1) > 1:
+    if 0 in entries or target.count(-1) > 1:
         return
-    if -1 in target and min(size for size in target if size != -1) < 1:
+    ours = -1 in target and -1 not in entries  # one that was there before means what it meant
+    if ours and min(size for size in target if size != -1) < 1:
         return
     node.replace_input_with(1, _constant(graph, f"{node.name}.shape", np.asarray(target, np.int64)))
 

@@ -17,6 +17,7 @@ import onnxq
 from benchmarks import assets
 from onnxq.errors import ConversionError, DataError, OptionError
 from onnxq_paddle import export, from_layer
+from onnxq_paddle.verifying import check, difference
 from tests.models import ops, run
 from tests.paddle.networks import layer, legacy, samples_of, saved
 
@@ -244,6 +245,32 @@ def test_what_paddle2onnx_reads_wrong_is_repaired() -> None:
     assert ops(model)["Clip"] == 1
     slope = next(node for node in model.graph.node if node.op_type == "LeakyRelu")
     assert slope.attribute[0].f == pytest.approx(0.3)
+
+
+def test_repairs_reach_the_branch_that_did_not_run() -> None:
+    import paddle
+    from paddle.nn import functional as f
+
+    class Net(paddle.nn.Layer):
+        def forward(self, x):  # type: ignore[no-untyped-def]  # traced by Paddle
+            return paddle.static.nn.cond(
+                paddle.sum(x) > 1e6, lambda: f.leaky_relu(x, 0.3), lambda: x * 2
+            )
+
+    model = from_layer(Net(), [paddle.static.InputSpec([2, 8], "float32", "x")])
+    branch = next(node for node in model.graph.node if node.op_type == "If")
+    nodes = [node for body in branch.attribute for node in body.g.node]
+    slopes = [node.attribute[0].f for node in nodes if node.op_type == "LeakyRelu"]
+    assert slopes == [pytest.approx(0.3)]
+
+
+def test_integers_have_to_be_equal() -> None:
+    one, other = np.array([0, 50000]), np.array([0, 49999])
+    assert difference(["y"], [one], [one])[0].relative_error == 0
+    with pytest.raises(ConversionError, match="differs"):
+        check(difference(["y"], [one], [other]), 1e-4, "net")
+    with pytest.raises(ConversionError, match="no finite value"):
+        difference(["y"], [np.full(3, np.nan)], [np.full(3, np.nan)])
 
 
 def test_same_bytes(tmp_path: Path) -> None:

@@ -371,16 +371,22 @@ def test_several_inputs(slim_saved: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_samples_fill_a_fixed_batch(slim_saved: dict[str, Path], tmp_path: Path) -> None:
-    """Ten make two batches of four; the two that are left over do not count."""
+    """Eight make two batches of four; two more would be left over, which is an error."""
     left, right = np.ones((10, 4), np.float32), np.full((10, 6), 3.0, np.float32)
     right[8:] = 9
-    report = static(
-        slim_saved["pir"] / "four",
-        tmp_path,
-        sample_generator=zip(left, right, strict=True),
-        algo="abs_max",
-        batch_size=4,
-    )
+
+    def run(count: int) -> onnxq.Report:
+        return static(
+            slim_saved["pir"] / "four",
+            tmp_path,
+            sample_generator=zip(left[:count], right[:count], strict=True),
+            algo="abs_max",
+            batch_size=4,
+        )
+
+    with pytest.raises(onnxq.DataError, match="fixed at 4, and the last 2 samples"):
+        run(10)
+    report = run(8)
     assert report.settings["samples"] == 2
     scales = {t.name: t for t in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert numpy_helper.to_array(scales["right_scale"]) * 127 == pytest.approx(3.0)

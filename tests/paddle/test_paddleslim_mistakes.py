@@ -40,7 +40,7 @@ from onnxq_paddle.paddleslim import quant
         ({"save_params_filename": None}, ["separate files are not written"]),
         ({"save_params_filename": "model.onnx"}, ["must be three files"]),
         ({"save_model_filename": "a/model"}, ["is no file name"]),
-        ({"batch_nums": 0}, ["batch_nums must be at least 1"]),
+        ({"batch_nums": 0}, ["batch_nums must be a whole number from 1 on"]),
         ({"sample_generator": None}, ["give one of", "got none"]),
         ({"data_loader": [1]}, ["got sample_generator and data_loader"]),
         ({"sample_generator": 3}, ["must be an iterable", "int"]),
