@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import typing
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -115,7 +115,7 @@ def to_onnx(
     name = name or converter_for(path)
     if name is None:
         known = ", ".join(sorted(_installed())) or "none"
-        held = f"; it has {listed(path)}" if path.is_dir() else ""
+        held = f"; it has {listed(path.iterdir())}" if path.is_dir() else ""
         raise ConversionError(
             f"{path}: no installed converter takes it (installed: {known}; `--converter NAME` says "
             f"which one to use){held}; ONNX files need none"
@@ -140,9 +140,9 @@ def from_onnx(
     return Conversion(name, note or "")
 
 
-def listed(folder: Path) -> str:
-    """What is in a directory, for a message."""
-    names = sorted(path.name for path in folder.iterdir())
+def listed(paths: Iterable[Path]) -> str:
+    """Names of files, for a message; "nothing" if there are none."""
+    names = sorted(path.name for path in paths)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more if names else "nothing"
 

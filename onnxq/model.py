@@ -138,7 +138,7 @@ def onnx_file(path: Path) -> tuple[Path, Workspace | None]:
         to_onnx(path, converted, name=name)
         return converted, workspace
     if path.is_dir():
-        held = listed(path)
+        held = listed(path.iterdir())
         raise ModelError(
             f"{path}: a directory, not an ONNX file, and no converter takes it: it has {held}"
         )

@@ -12,15 +12,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxq.converters import listed
 from onnxq.errors import ConversionError
 
-__all__ = ["PaddleFiles", "find_files", "is_paddle"]
+__all__ = ["OLD_PROGRAM", "PaddleFiles", "find_files", "is_paddle"]
 
 PIR, PROGRAM, PARAMS, OLD_PROGRAM = ".json", ".pdmodel", ".pdiparams", "__model__"
 OLD_PARAMS = ("__params__", "params")
 PIR_MARK = b'"magic":"pir"'
 MAGIC_WITHIN = 4096
-SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,21 @@ def _is_pir(path: Path) -> bool:
 def _named(folder: Path, name: str, option: str) -> Path:
     path = folder / name
     if not path.is_file():
-        raise ConversionError(f"{path}: no such file ({option}); {_contents(folder)}")
+        raise ConversionError(
+            f"{path}: no such file ({option}); it holds {listed(folder.iterdir())}"
+        )
     return path
 
 
 def _only_model(folder: Path) -> Path:
     found = _models(folder)
     if not found:
-        raise ConversionError(f"{folder}: no Paddle model in it; {_contents(folder)}")
+        raise ConversionError(
+            f"{folder}: no Paddle model in it; it holds {listed(folder.iterdir())}"
+        )
     if len(found) > 1:
         raise ConversionError(
-            f"{folder}: several models ({_listed(found)}): name one with model_filename, or give "
+            f"{folder}: several models ({listed(found)}): name one with model_filename, or give "
             "the path of its file"
         )
     return found[0]
@@ -134,17 +138,6 @@ def _params(model: Path, name: str | None) -> Path | None:
     found = sorted(folder.glob(f"*{PARAMS}"))
     if len(found) > 1:
         raise ConversionError(
-            f"{model}: several files of parameters ({_listed(found)}): name one with "
-            "params_filename"
+            f"{model}: several files of parameters ({listed(found)}): name one with params_filename"
         )
     return found[0] if found else None
-
-
-def _contents(folder: Path) -> str:
-    paths = sorted(folder.iterdir())
-    return f"it holds {_listed(paths)}" if paths else "it is empty"
-
-
-def _listed(paths: list[Path]) -> str:
-    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return ", ".join(path.name for path in paths[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""What passes that fold a node into the layer before it have in common."""
+"""What passes that fold nodes have in common."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.model import new_value
-from onnxq.qtypes import Float64Array
+from onnxq.qtypes import Array, Float64Array
 
-__all__ = ["set_bias", "take_output"]
+__all__ = ["add_constant", "set_bias", "take_output"]
 
 
 def set_bias(layer: ir.Node, bias: Float64Array) -> None:
@@ -16,14 +16,18 @@ def set_bias(layer: ir.Node, bias: Float64Array) -> None:
     graph, weight = layer.graph, layer.inputs[1]
     assert isinstance(graph, ir.Graph)
     assert weight is not None
-    taken = {v.name for node in graph for v in node.outputs} | {v.name for v in graph.inputs}
-    name = f"{weight.name}.bias"
-    while name in graph.initializers or name in taken:
-        name += "_"
-    value = new_value(graph, name, ir.tensor(bias.astype(np.float32), name=name))
+    value = add_constant(graph, f"{weight.name}.bias", bias.astype(np.float32))
     if len(layer.inputs) <= 2:
         layer.resize_inputs(3)
     layer.replace_input_with(2, value)
+
+
+def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """An initializer, called so unless another tensor of the graph is."""
+    taken = {v.name for node in graph for v in node.outputs} | {v.name for v in graph.inputs}
+    while name in graph.initializers or name in taken:
+        name += "_"
+    return new_value(graph, name, ir.tensor(array, name=name))
 
 
 def take_output(graph: ir.Graph, layer: ir.Node, folded: ir.Node) -> None:

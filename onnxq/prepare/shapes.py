@@ -15,8 +15,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.model import constant, new_value
-from onnxq.qtypes import Array
+from onnxq.model import constant
+from onnxq.prepare.layers import add_constant
 
 __all__ = ["fold_shapes"]
 
@@ -130,7 +130,9 @@ def _fold_reshape(graph: ir.Graph, node: ir.Node, known: dict[ir.Value, list[Ent
     ours = -1 in target and -1 not in entries  # one that was there before means what it meant
     if ours and min(size for size in target if size != -1) < 1:
         return
-    node.replace_input_with(1, _constant(graph, f"{node.name}.shape", np.asarray(target, np.int64)))
+    node.replace_input_with(
+        1, add_constant(graph, f"{node.name}.shape", np.asarray(target, np.int64))
+    )
 
 
 def _own_dimensions(x: ir.Value) -> list[Entry]:
@@ -155,11 +157,4 @@ def _replace(graph: ir.Graph, value: ir.Value, entries: list[Entry]) -> None:
         if len(numbers) != 1:
             return
         array = array.reshape(())
-    value.replace_all_uses_with(_constant(graph, f"{value.name}.known", array))
-
-
-def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    taken = {v.name for node in graph for v in node.outputs} | {v.name for v in graph.inputs}
-    while name in graph.initializers or name in taken:
-        name += "_"
-    return new_value(graph, name, ir.Tensor(array, name=name))
+    value.replace_all_uses_with(add_constant(graph, f"{value.name}.known", array))

@@ -8,8 +8,6 @@ import numpy as np
 import onnx
 import pytest
 
-pytest.importorskip("paddle")
-
 import onnxq
 from onnxq.converters import from_onnx
 from onnxq.errors import ConversionError, OptionError, OutputError

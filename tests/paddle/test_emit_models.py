@@ -11,8 +11,6 @@ import numpy as np
 import onnx
 import pytest
 
-pytest.importorskip("paddle")
-
 import onnxq
 from benchmarks import assets
 from onnxq_paddle import EmitReport, to_paddle

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.importorskip("paddle")
-
 from onnxq_paddle.worker.emit.table import RULES
 from tests.paddle.emitted_nodes import Outcome, covered_cases, outcomes, with_constants, write
 

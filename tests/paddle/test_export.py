@@ -264,6 +264,21 @@ def test_repairs_reach_the_branch_that_did_not_run() -> None:
     assert slopes == [pytest.approx(0.3)]
 
 
+@pytest.mark.parametrize(("shape", "left"), [((4, 1), (1,)), ((4,), ())])
+def test_an_index_keeps_the_axes_that_it_leaves(
+    shape: tuple[int, ...], left: tuple[int, ...]
+) -> None:
+    import paddle
+
+    class Net(paddle.nn.Layer):
+        def forward(self, x):  # type: ignore[no-untyped-def]  # traced by Paddle
+            return x[1] * 2.0
+
+    model = from_layer(Net(), [paddle.static.InputSpec(list(shape), "float32", "x")])
+    x = np.arange(4, dtype=np.float32).reshape(shape)
+    np.testing.assert_array_equal(run(model, {"x": x})[0], np.full(left, 2.0, np.float32))
+
+
 def test_integers_have_to_be_equal() -> None:
     one, other = np.array([0, 50000]), np.array([0, 49999])
     assert difference(["y"], [one], [one])[0].relative_error == 0

@@ -56,7 +56,7 @@ def test_names_are_taken_as_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "asked", "words"),
     [
-        ((), ".", "no Paddle model in it; it is empty"),
+        ((), ".", "no Paddle model in it; it holds nothing"),
         (("a.txt", "b.onnx"), ".", "no Paddle model in it; it holds a.txt, b.onnx"),
         (("a.json", "b.pdmodel"), ".", r"several models \(a.json, b.pdmodel\): name one"),
         (("a.pdmodel", "b.pdiparams", "c.pdiparams"), ".", r"\(b.pdiparams, c.pdiparams\)"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +14,11 @@ from onnx import numpy_helper
 
 import onnxq
 from onnxq.qtypes import Array, Float64Array
+from onnxq_paddle import paddleslim
+from onnxq_paddle.exporting import export
 from tests.models import run, sqnr
 from tests.paddle.slim import images, integers, kept, reader, script, static
 from tests.test_numerics import kl_divergences
-
-if importlib.util.find_spec("paddle") is None:
-    pytest.skip("Paddle is not installed", allow_module_level=True)
-
-from onnxq_paddle import paddleslim
-from onnxq_paddle.exporting import export
 
 quant = paddleslim.quant
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,8 @@ import numpy as np
 import pytest
 
 import onnxq
-from tests.paddle.slim import images, reader
-
-if importlib.util.find_spec("paddle") is None:
-    pytest.skip("Paddle is not installed", allow_module_level=True)
-
 from onnxq_paddle.paddleslim import quant
+from tests.paddle.slim import images, reader
 
 
 @pytest.mark.parametrize(

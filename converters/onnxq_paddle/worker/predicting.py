@@ -13,9 +13,8 @@ from paddle.inference import Config, create_predictor
 
 from onnxq.errors import ConversionError, DataError
 from onnxq.qtypes import Array
+from onnxq_paddle.files import OLD_PROGRAM
 from onnxq_paddle.worker.reasons import reason_of
-
-OLD_PROGRAM = "__model__"
 
 __all__ = ["Predictor", "open_predictor", "predict", "run_time"]
 

@@ -23,7 +23,18 @@ __all__ = ["repair"]
 DOUBLE, FLOAT = "0.a_f64", "0.a_f32"
 READ_AS_DOUBLES = frozenset({"1.full", "1.full_like", "1.full_with_tensor", "1.assign_value"})
 
-IN_PLACE_ALONE = frozenset({"1.batch_norm_"})  # there is no other
+# Of these paddle2onnx knows the form in place, or there is no other
+IN_PLACE = frozenset(
+    f"1.{name}_"
+    for name in (
+        "array_write",
+        "assign_out",
+        "batch_norm",
+        "set_value",
+        "set_value_with_tensor",
+        "share_data",
+    )
+)
 
 
 def repair(program: Program) -> None:
@@ -31,18 +42,22 @@ def repair(program: Program) -> None:
     free = itertools.count(1 + max(program.values(), default=0))
     for block in program.blocks():
         for op in block["ops"]:
-            if op["#"].endswith("_") and op["#"] not in IN_PLACE_ALONE:
+            if op["#"].endswith("_") and op["#"] not in IN_PLACE:
                 op["#"] = op["#"].removesuffix("_")
         block["ops"] = [
             new
             for op in block["ops"]
             for new in (_as_clip(op, free) if op["#"] == "1.hardtanh" else [op])
         ]
-    for op in (op for block in program.blocks() for op in block["ops"]):
+    every = [op for block in program.blocks() for op in block["ops"]]
+    made = {value["%"]: value for op in every for value in results(op)}
+    for op in every:
         if op["#"] not in READ_AS_DOUBLES:
             _doubles_to_floats(op.get("A", []))
         if op["#"] == "1.slice" and shape_of(results(op)[0]) == [1]:
-            attribute(op, "decrease_axis")["D"] = []
+            dropped, source = attribute(op, "decrease_axis"), made.get(op["I"][0]["%"])
+            if source is not None and len(dropped["D"]) == len(shape_of(source)):
+                dropped["D"] = []
 
 
 def _as_clip(op: Operation, free: Iterator[int]) -> list[Operation]:
