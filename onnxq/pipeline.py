@@ -17,12 +17,13 @@ import onnx_ir as ir
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration
-from onnxq.collect import Progress, fingerprint, request_of
+from onnxq.collect import Progress, Request
 from onnxq.collect import calibrate as run_calibration
 from onnxq.data.samples import DataLike, Samples, Subset, input_specs, open_samples
 from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_apart, check_writable, write_atomically
+from onnxq.fingerprint import fingerprint
 from onnxq.improve import improve
 from onnxq.model import ModelLike, SourceModel, load
 from onnxq.numerics.ranges import RANGES_ONLY
@@ -210,8 +211,8 @@ def _calibrate(
     return run_calibration(
         prepared,
         data.calibration,
-        dataclasses.replace(
-            request_of([(placement.owners, placement.measured)]),
+        Request(
+            placement.owners,
             histograms=any(a.method.method not in RANGES_ONLY for a in placement.activations),
         ),
         batch_size=recipe.batch_size,
@@ -299,10 +300,10 @@ def collect_statistics(
     ]
     # of every placed tensor: a view or a Concat that is left float makes it an owner. (A Relu that
     # is left float makes its Conv's output one, which only a call of its own collects.)
-    owners = [(sorted({a.owner for a in p.activations}), p.measured) for p in placements]
+    owners = tuple(sorted({a.owner for p in placements for a in p.activations}))
     opened = open_samples(data, input_specs(prepared.ir), recipe.samples, recipe.images)
     return run_calibration(
-        prepared, opened, request_of(owners), batch_size=recipe.batch_size, progress=progress
+        prepared, opened, Request(owners), batch_size=recipe.batch_size, progress=progress
     )
 
 
