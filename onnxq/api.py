@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import overload
 
 import onnx
 
 from onnxq.calibration import Calibration
-from onnxq.collect import Progress
+from onnxq.collect import Progress, Spread
 from onnxq.converters import Conversion, Workspace, to_onnx
 from onnxq.data.images import ImageOptions
 from onnxq.data.samples import DataLike
@@ -47,6 +48,8 @@ def quantize(
     test_model: PathLike | None = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
 ) -> onnx.ModelProto: ...
 
 
@@ -61,6 +64,8 @@ def quantize(
     test_model: PathLike | None = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
 ) -> Report: ...
 
 
@@ -74,6 +79,8 @@ def quantize(
     test_model: PathLike | None = None,
     report: PathLike | None = None,
     progress: Progress | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
 ) -> Report | onnx.ModelProto:
     """Quantize by a recipe, or by the file of one.
 
@@ -84,6 +91,8 @@ def quantize(
     test_model: also write a float model with the rounded weights here (dynamic mode).
     report: also write the report here, as JSON.
     progress: called with the number of samples done and of all.
+    workers: run the samples in so many processes; the same bits. executor: any
+        `concurrent.futures.Executor`, such as dask's `Client.get_executor()`, in their place.
 
     Raises OptionError, ModelError, DataError, CalibrationError or OutputError; then nothing has
     been written.
@@ -103,6 +112,7 @@ def quantize(
             None if report is None else Path(report),
             recipe_file,
             progress,
+            Spread(workers, executor),
         )
     )
 
@@ -222,6 +232,8 @@ def quantize_static(
     rules: Sequence[Rule] = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
 ) -> onnx.ModelProto: ...
 
 
@@ -251,6 +263,8 @@ def quantize_static(
     rules: Sequence[Rule] = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
 ) -> Report: ...
 
 
@@ -279,6 +293,8 @@ def quantize_static(
     rules: Sequence[Rule] = (),
     report: PathLike | None = None,
     progress: Progress | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
 ) -> Report | onnx.ModelProto:
     """Weights and activations become integers where the target runs them in int8.
 
@@ -318,10 +334,26 @@ def quantize_static(
     )
     if output is None:
         return quantize(
-            model, None, recipe, data, statistics=statistics, report=report, progress=progress
+            model,
+            None,
+            recipe,
+            data,
+            statistics=statistics,
+            report=report,
+            progress=progress,
+            workers=workers,
+            executor=executor,
         )
     return quantize(
-        model, output, recipe, data, statistics=statistics, report=report, progress=progress
+        model,
+        output,
+        recipe,
+        data,
+        statistics=statistics,
+        report=report,
+        progress=progress,
+        workers=workers,
+        executor=executor,
     )
 
 
@@ -337,12 +369,18 @@ def calibrate(
     exclude: Sequence[str] | None = None,
     include_ops: Sequence[str] | None = None,
     exclude_ops: Sequence[str] | None = None,
+    checkpoint: PathLike | None = None,
     progress: Progress | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
 ) -> Calibration:
     """Statistics from which `quantize_static` can take the ranges for any method and any target.
 
     recipe: of which data, samples, batch_size, images and what chooses nodes count; the arguments
         given beside it go before what it says. The others as in `quantize_static`.
+    checkpoint: a file in which the statistics are saved as they grow. If the process dies, the same
+        call goes on from there; at the end the file is what `Calibration.save` would write.
+    workers, executor: as in `quantize`.
 
     `Calibration.save` writes the statistics, `Calibration.merge` adds those of other samples.
     """
@@ -360,7 +398,14 @@ def calibrate(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     merged = dataclasses.replace(base or StaticRecipe(), **changes)  # type: ignore[arg-type]  # each has its field's type
-    return collect_statistics(load(model), data, merged, progress)
+    return collect_statistics(
+        load(model),
+        data,
+        merged,
+        progress,
+        Spread(workers, executor),
+        None if checkpoint is None else Path(checkpoint),
+    )
 
 
 def export(

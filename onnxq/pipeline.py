@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration
-from onnxq.collect import Progress, Request
+from onnxq.collect import Progress, Request, Spread
 from onnxq.collect import calibrate as run_calibration
 from onnxq.data.samples import DataLike, Samples, Subset, input_specs, open_samples
 from onnxq.data.split import Split, samples_to_read, split
@@ -63,6 +63,7 @@ class Call:
     report: Path | None = None
     recipe_file: Path | None = None
     progress: Progress | None = None
+    spread: Spread = Spread()  # noqa: RUF009  # frozen
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ def run(call: Call) -> Report | onnx.ModelProto:
             calibration = statistics_of(statistics, prepared)
         else:
             data = _open(prepared, source_of_data, recipe)
-            calibration = _calibrate(prepared, placement, data, recipe, call.progress)
+            calibration = _calibrate(prepared, placement, data, recipe, call)
         clock.lap("calibrate")
     plan = parametrize(prepared, placement, calibration)
     clock.lap("parametrize")
@@ -206,7 +207,7 @@ def _calibrate(
     placement: Placement,
     data: _Data,
     recipe: StaticRecipe,
-    progress: Progress | None,
+    call: Call,
 ) -> Calibration:
     return run_calibration(
         prepared,
@@ -216,7 +217,8 @@ def _calibrate(
             histograms=any(a.method.method not in RANGES_ONLY for a in placement.activations),
         ),
         batch_size=recipe.batch_size,
-        progress=progress,
+        spread=call.spread,
+        progress=call.progress,
     )
 
 
@@ -288,6 +290,8 @@ def collect_statistics(
     data: DataLike | None,
     recipe: StaticRecipe,
     progress: Progress | None,
+    spread: Spread,
+    checkpoint: Path | None,
 ) -> Calibration:
     """What any method and any built-in target needs of the samples."""
     data = recipe.data if data is None else data
@@ -303,7 +307,13 @@ def collect_statistics(
     owners = tuple(sorted({a.owner for p in placements for a in p.activations}))
     opened = open_samples(data, input_specs(prepared.ir), recipe.samples, recipe.images)
     return run_calibration(
-        prepared, opened, Request(owners), batch_size=recipe.batch_size, progress=progress
+        prepared,
+        opened,
+        Request(owners),
+        batch_size=recipe.batch_size,
+        spread=spread,
+        checkpoint=checkpoint,
+        progress=progress,
     )
 
 

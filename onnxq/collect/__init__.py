@@ -10,6 +10,7 @@ are integers, sums are exact, and what is summed is calculated sample by sample.
 """
 
 from onnxq.collect.calibrating import Progress, calibrate
+from onnxq.collect.shares import Spread
 from onnxq.collect.tapped import Request
 
-__all__ = ["Progress", "Request", "calibrate"]
+__all__ = ["Progress", "Request", "Spread", "calibrate"]

@@ -13,10 +13,10 @@ import onnx_ir as ir
 from onnxq.calibration import Calibration, Unfinished
 from onnxq.collect.checkpoint import Checkpoint, digest_of
 from onnxq.collect.runner import Job, Runner
-from onnxq.collect.shares import Share, run_shares, shares_of
+from onnxq.collect.shares import Share, Spread, run_shares, shares_of
 from onnxq.collect.tapped import Request, tapped
 from onnxq.data.samples import Samples, Subset, input_specs
-from onnxq.errors import DataError, OptionError
+from onnxq.errors import DataError
 from onnxq.fingerprint import fingerprint
 from onnxq.numerics.statistics import TensorStatistics
 from onnxq.prepare import Prepared
@@ -41,8 +41,7 @@ def calibrate(
     *,
     batch_size: int = 1,
     cores: int | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
+    spread: Spread = Spread(),  # noqa: B008  # frozen
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
@@ -50,8 +49,7 @@ def calibrate(
 
     batch_size: how many samples run at once, at most, where the model's inputs allow it and memory
         does; the result is the same. Samples of different shapes never share a batch.
-    cores: of this machine, to be used; None for all.
-    workers: so many processes of this machine share the samples. executor: whatever this one has.
+    spread: who runs them. cores: of each process, to be used; None for all.
     checkpoint: the file to save statistics in as they grow, and to go on from.
 
     Raises ModelError if onnxruntime cannot load or run the model, CalibrationError for NaN or Inf
@@ -60,10 +58,6 @@ def calibrate(
     """
     if batch_size < 1:
         raise DataError(f"batch size must be at least 1, got {batch_size}")
-    if workers is not None and executor is not None:
-        raise OptionError("give either workers or an executor: both say who runs the samples")
-    if workers is not None and workers < 1:
-        raise OptionError(f"workers must be at least 1, got {workers}")
     identity = fingerprint(prepared)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))
@@ -73,10 +67,10 @@ def calibrate(
             source = digest_of(samples)
             saved = Checkpoint(checkpoint, identity, request, Unfinished(len(samples), source))
         run = _Run(job, samples, identity, saved, progress)
-        if executor is None and (workers or 1) == 1:
+        if spread.elsewhere is None:
             run.here()
         else:
-            run.elsewhere(executor or workers or 1)
+            run.elsewhere(spread.elsewhere)
         return run.result()
 
 

@@ -34,13 +34,11 @@ def digest_of(samples: Samples) -> str:
 
 
 class Checkpoint:
-    """The file of one run. every: seconds between one save and the next."""
+    """The file of one run."""
 
-    def __init__(
-        self, path: Path, identity: str, request: Request, run: Unfinished, every: float = EVERY
-    ) -> None:
+    def __init__(self, path: Path, identity: str, request: Request, run: Unfinished) -> None:
         self._path, self._identity, self._request, self._run = path, identity, request, run
-        self._every, self._last = every, time.monotonic()
+        self._last = time.monotonic()
 
     def load(self) -> Calibration | None:
         """What an earlier run of the same samples left; None if there is no file.
@@ -61,7 +59,7 @@ class Checkpoint:
 
     def is_due(self) -> bool:
         """Whether it is time to save."""
-        return time.monotonic() - self._last >= self._every
+        return time.monotonic() - self._last >= EVERY
 
     def save(self, calibration: Calibration) -> None:
         """Write what there is so far."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -95,6 +95,7 @@ class Runner:
         self._session: ort.InferenceSession | None = None
         self._cores = job.cores or cores()
         self._threads = min(self._cores, MOST_THREADS)
+        self._counting = threading.Semaphore(max(1, self._threads // 2))
         self._batch_size = 0
 
     def __enter__(self) -> Runner:
@@ -161,6 +162,10 @@ class Runner:
             with self._failures(batch.first, samples):
                 results = self._results(self._session, batch.feed)
             found = {name: view(v) for name, v in zip(self._job.fetches, results, strict=True)}
+        with self._counting:
+            self._count_all(batch, found, samples)
+
+    def _count_all(self, batch: _Batch, found: Mapping[str, Array], samples: Samples) -> None:
         pending = list(self._job.taps)
         while pending:
             free = next((t for t in pending if self._locks[t.tensor].acquire(False)), None)

@@ -13,16 +13,16 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from onnxq.collect.runner import Job, Runner, cores
 from onnxq.data.prefetch import prefetched
 from onnxq.data.samples import Feed, Samples, Subset
 from onnxq.data.sources import NOTHING_WRITTEN, source_index
-from onnxq.errors import CalibrationError
+from onnxq.errors import CalibrationError, OptionError
 from onnxq.numerics.statistics import TensorStatistics
 
-__all__ = ["Share", "run_shares", "shares_of"]
+__all__ = ["Share", "Spread", "run_shares", "shares_of"]
 
 Share = range
 Found = Mapping[str, TensorStatistics | None]
@@ -34,6 +34,25 @@ LEAST, MOST, EACH = 16, 64, 4
 WAITING = 8
 # Pools that may die before it is not chance any more
 MOST_DEATHS = 3
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Who runs the samples: this process, so many processes of this machine, or an executor."""
+
+    workers: int | None = None
+    executor: Executor | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.executor is not None:
+            raise OptionError("give either workers or an executor: both say who runs the samples")
+        if self.workers is not None and self.workers < 1:
+            raise OptionError(f"workers must be at least 1, got {self.workers}")
+
+    @property
+    def elsewhere(self) -> Executor | int | None:
+        """The executor, or the number of processes to start; None for this process alone."""
+        return self.executor or (self.workers if self.workers and self.workers > 1 else None)
 
 
 class _Sent(Subset):
