@@ -43,6 +43,7 @@ class Workshop:
     def __init__(self, settings: Settings, note: Callable[[str], None] = lambda text: None) -> None:
         self.settings, self.note = settings, note
         self.cache = settings.cache.resolve()
+        self._peers: dict[str, Environment] = {}
 
     @cached_property
     def generated(self) -> Path:
@@ -86,8 +87,10 @@ class Workshop:
 
     def peer(self, name: str) -> Environment:
         """The environment of a peer. Raises UnavailableError."""
-        self.note(f"environment of {name}")
-        return environment(name, self.cache)
+        if name not in self._peers:
+            self.note(f"environment of {name}")
+            self._peers[name] = environment(name, self.cache)
+        return self._peers[name]
 
     def paddle_model(self, python: Path) -> Path:
         """Directory of MobileNetV1 as Paddle saves it, made by a Python that has Paddle 2.6."""
