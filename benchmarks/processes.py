@@ -71,7 +71,7 @@ STATIC = (
     Contestant("NNCF, full correction", "nncf", "run_nncf.py", ("static", "full"), "min_max"),
     _paddleslim("abs_max"),
     _paddleslim("hist"),
-    _paddleslim("mse"),
+    _paddleslim("mse", slow=True),
     _paddleslim("KL", at_least(60, "x"), slow=True),
 )
 WEIGHT_ONLY = (
