@@ -94,10 +94,10 @@ def whole(shop: Workshop) -> Iterator[Row]:
             )
             for method in METHODS
         }
-        field_ = [one for one in STATIC if model == "mobilenet_v1" or not one.paddle]
-        peers = {one.name: partial(_static_child, shop, one, given) for one in field_}
+        contestants = [one for one in STATIC if model == "mobilenet_v1" or not one.paddle]
+        peers = {one.name: partial(_static_child, shop, one, given) for one in contestants}
         results = _race(shop, {"floor": floor, **ours}, peers)
-        yield from _race_rows(f"{model}, {count}", model, results, field_)
+        yield from _race_rows(f"{model}, {count}", model, results, contestants)
 
 
 def dynamic(shop: Workshop) -> Iterator[Row]:

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from rich.console import Console
 
 from benchmarks.bench import Benchmark, document, run_group
 from benchmarks.environments import UnavailableError, find_python, made
+from benchmarks.machine import machine, versions
 from benchmarks.processes import STATIC, WEIGHT_ONLY
 from benchmarks.rows import Bar, Group, Row, Verdict, at_least, at_most, shown, table
 from benchmarks.wholeprocess import Child, ChildFailedError, interleaved, peak_of, timed
@@ -184,6 +186,13 @@ def test_the_document_is_plain_json() -> None:
         "raw": {"seconds": [1.0]},
     }
     assert (second["verdict"], second["reason"], second["figure"]) == ("absent", "c", None)
+
+
+def test_the_machine_is_described_in_plain_values() -> None:
+    found = json.loads(json.dumps({**machine(), "versions": versions()}))
+    assert found["cpu"]
+    assert 1 <= found["cores_used"] <= 2
+    assert found["versions"]["onnxruntime"] == onnxruntime.__version__
 
 
 # Peers
