@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import signal
 import sys
 import time
 import traceback
@@ -83,6 +84,8 @@ def peers_versions(cache: Path) -> dict[str, dict[str, str]]:
 
 def main() -> int:
     arguments = _arguments()
+    # as an exception, so that the process which is being measured is ended, too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     settings = Settings(
         rounds=1 if arguments.quick and arguments.rounds is None else arguments.rounds or 3,
         quick=arguments.quick,
