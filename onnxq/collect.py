@@ -10,7 +10,6 @@ what is summed is calculated sample by sample.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -24,13 +23,14 @@ from onnxq.data.prefetch import prefetched
 from onnxq.data.samples import InputSpec, Samples, input_specs
 from onnxq.data.sources import NOTHING_WRITTEN, source_index
 from onnxq.errors import CalibrationError, DataError, ModelError
+from onnxq.fingerprint import fingerprint
 from onnxq.numerics.exact import ExactSum
 from onnxq.numerics.statistics import ChannelMeans, StatisticsBuilder
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Array
 from onnxq.runtime import Feed, RuntimeFailureError, foreign_ops, run, session
 
-__all__ = ["Request", "calibrate", "fingerprint", "request_of"]
+__all__ = ["Request", "calibrate", "request_of"]
 
 Progress = Callable[[int, int], None]
 
@@ -243,36 +243,4 @@ def _can_batch(
     return all(
         a.ndim > 0 and np.array_equal(np.concatenate([a, b]), c)
         for a, b, c in zip(*alone, both, strict=True)
-    )
-
-
-def fingerprint(prepared: Prepared) -> str:
-    """SHA-256 of the prepared model: nodes, names and weights."""
-    digest = hashlib.sha256()
-    for graph in prepared.ir.graphs():
-        for value in graph.inputs:
-            digest.update(f"input {value.name} {value.dtype} {value.shape}\n".encode())
-        for node in graph:
-            attributes = sorted(
-                f"{a.name}={a.value!r}" for a in node.attributes.values() if _plain(a)
-            )
-            names = [v.name if v is not None else None for v in (*node.inputs, *node.outputs)]
-            digest.update(f"{node.domain} {node.op_type} {names} {attributes}\n".encode())
-        for name, value in sorted(graph.initializers.items()):
-            tensor = value.const_value
-            if tensor is None:
-                continue
-            digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-            digest.update(tensor.tobytes())
-            if isinstance(tensor, ir.ExternalTensor):
-                tensor.release()
-    return digest.hexdigest()
-
-
-def _plain(attribute: ir.Attr) -> bool:
-    return attribute.type not in (
-        ir.AttributeType.GRAPH,
-        ir.AttributeType.GRAPHS,
-        ir.AttributeType.TENSOR,
-        ir.AttributeType.TENSORS,
     )

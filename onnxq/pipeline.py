@@ -17,12 +17,13 @@ import onnx_ir as ir
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration
-from onnxq.collect import Progress, fingerprint, request_of
+from onnxq.collect import Progress, request_of
 from onnxq.collect import calibrate as run_calibration
 from onnxq.data.samples import DataLike, Samples, Subset, input_specs, open_samples
 from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_apart, check_writable, write_atomically
+from onnxq.fingerprint import fingerprint
 from onnxq.improve import improve
 from onnxq.model import ModelLike, SourceModel, load
 from onnxq.numerics.ranges import RANGES_ONLY
