@@ -72,12 +72,15 @@ def parametrize(
             raise CalibrationError("activations need statistics: none were given")
         else:
             params[activation.owner] = _activation_params(activation, calibration)
-    while pending:  # a Concat may join what another one gives
-        ready = [a for a in pending if all(part in params for part in a.joins)]
-        for activation in ready:
-            parts = [params[part] for part in activation.joins]
-            params[activation.owner] = _union(activation.spec, parts)
-        pending = [a for a in pending if a not in ready]
+    while pending:  # a Concat may join what another one gives, in order one pass does
+        waiting = []
+        for activation in pending:
+            if all(part in params for part in activation.joins):
+                parts = [params[part] for part in activation.joins]
+                params[activation.owner] = _union(activation.spec, parts)
+            else:
+                waiting.append(activation)
+        pending = waiting
     biases = _fit_biases(prepared, placement, params)
     return Plan(placement, params, biases, _to_mean(nearest, spread, params))
 
