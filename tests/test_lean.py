@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks import growth
+from onnxq.numerics.quantize import PIECE, abs_max, quantize, symmetric_params
+from onnxq.qtypes import INT8, Granularity, PerChannel, PerTensor, QuantSpec
 
 HEAVY = "{'numpy', 'onnx', 'onnx_ir', 'onnxruntime', 'sympy', 'pydantic', 'asyncio', 'ssl'}"
 LISTED = f"import sys; print(sorted({HEAVY} & set(sys.modules)))"
@@ -49,3 +52,13 @@ def test_stages_are_about_linear(mode: str) -> None:
     small, large = 400, 1600
     found = growth.measure((small, large))[mode]["all"]
     assert growth.exponent((small, large), found["seconds"]) < 1.6
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerChannel(1)], ids=str)
+def test_large_weights_are_quantized_in_pieces(granularity: Granularity) -> None:
+    x = np.random.default_rng(0).standard_normal((70, PIECE // 64, 1), dtype=np.float32)
+    axis = granularity.axis if isinstance(granularity, PerChannel) else None
+    params = symmetric_params(QuantSpec(INT8, granularity, symmetric=True), abs_max(x, axis))
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    expected = np.clip(np.rint(x / params.scale.reshape(shape)), -127, 127)
+    assert np.array_equal(quantize(x, params), expected)
