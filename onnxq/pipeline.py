@@ -36,6 +36,7 @@ from onnxq.recipe import DynamicRecipe, Encoding, Recipe, StaticRecipe
 from onnxq.recipe_file import recipe_to_dict
 from onnxq.report import Report, notes_on, operator_counts, source_bytes, weight_bytes
 from onnxq.rewrite import fake_quantized, rewrite
+from onnxq.runtime import PROTOBUF_LIMIT, model_size
 from onnxq.save import save, to_proto
 from onnxq.selection import Choices
 from onnxq.session import METADATA_KEY, integer_io_of, metadata_of, needed_options
@@ -92,7 +93,8 @@ def run(call: Call) -> Report | onnx.ModelProto:
     prepared = prepare_for(source, recipe)
     clock.lap("prepare")
     placement = place(prepared, recipe)
-    check_finite(prepared, placement)
+    if isinstance(recipe, StaticRecipe):  # before samples run; else parametrize sees it
+        check_finite(prepared, placement)
     clock.lap("place")
     data, calibration = None, None
     if isinstance(recipe, StaticRecipe):
@@ -179,7 +181,10 @@ def _write(
         check(content)
         size = len(content)
     else:
-        size = save(result, call.output, check)
+        # of a source above 2 GB the result has its data beside it even if it would fit into one
+        # message: that would be in memory several times
+        large = model_size(source.ir) >= PROTOBUF_LIMIT
+        size = save(result, call.output, check, limit=0 if large else PROTOBUF_LIMIT)
     clock.lap("save")
     return _Written(proto, size, verification)
 
