@@ -124,7 +124,7 @@ def _statistics(prepared: Any, owners: Sequence[str]) -> Calibration:
     """The same statistics for every tensor."""
     builder = StatisticsBuilder(histogram=False)
     builder.add(np.linspace(0, 1, 64, dtype=np.float32), 1)
-    return Calibration(fingerprint(prepared), 1, dict.fromkeys(owners, builder.build()), {})
+    return Calibration(fingerprint(prepared), 1, dict.fromkeys(owners, builder.build()))
 
 
 def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
