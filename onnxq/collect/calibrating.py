@@ -61,16 +61,16 @@ def calibrate(
     identity = fingerprint(prepared)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))
-        job = _job(prepared, request, batch_size, cores, Path(folder))
         saved = None
         if checkpoint is not None:
             source = digest_of(samples)
             saved = Checkpoint(checkpoint, identity, request, Unfinished(len(samples), source))
-        run = _Run(job, samples, identity, saved, progress)
+        run = _Run(samples, identity, saved, progress)
+        job = [_job(prepared, request, batch_size, cores, Path(folder))]
         if spread.elsewhere is None:
-            run.here()
+            run.here(job.pop())  # and nobody else holds it, so that its model can go
         else:
-            run.elsewhere(spread.elsewhere)
+            run.elsewhere(job.pop(), spread.elsewhere)
         return run.result()
 
 
@@ -97,31 +97,32 @@ class _Run:
 
     def __init__(
         self,
-        job: Job,
         samples: Samples,
         identity: str,
         saved: Checkpoint | None,
         progress: Progress | None,
     ) -> None:
-        self._job, self._samples, self._identity = job, samples, identity
+        self._samples, self._identity = samples, identity
         self._saved, self._progress = saved, progress
         self._total: Calibration | None = saved.load() if saved is not None else None
         self._done = self._total.samples if self._total is not None else 0
         self._shown = self._done
 
-    def here(self) -> None:
+    def here(self, job: Job) -> None:
         """In this process, saving between one share and the next."""
-        with Runner(self._job) as runner:
-            before = self._total
+        before = self._total
+        with Runner(job) as runner:
+            del job
             for share in self._shares(1):
                 runner.run(Subset(self._samples, share), self._step)
                 self._done = share.stop
                 if self._saved is not None and self._saved.is_due():
                     self._saved.save(self._with(before, runner.statistics()))
-            if self._done > (0 if before is None else before.samples):
-                self._total = self._with(before, runner.statistics())
+        if self._done > (0 if before is None else before.samples):
+            # only now, when the session's memory is free
+            self._total = self._with(before, runner.statistics())
 
-    def elsewhere(self, executor: Executor | int) -> None:
+    def elsewhere(self, job: Job, executor: Executor | int) -> None:
         """In workers. What is saved are the shares up to the first that is not done."""
         workers = executor if isinstance(executor, int) else None
         waiting: dict[int, tuple[Share, Found]] = {}
@@ -136,7 +137,7 @@ class _Run:
                 if self._saved is not None and self._saved.is_due():
                     self._saved.save(self._total)
 
-        run_shares(self._job, self._samples, self._shares(workers), executor, take)
+        run_shares(job, self._samples, self._shares(workers), executor, take)
 
     def result(self) -> Calibration:
         assert self._total is not None  # there is at least one sample

@@ -12,6 +12,7 @@ optimizations on and drops what nobody needs. Each tensor is read in one of thre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -37,11 +38,13 @@ class Tap:
     """How a tensor is read. fetch: the output that gives it, None for an input of the model.
 
     maxima: the output holds the maximum of each channel.
+    unseen: values of a sample that the output does not hold, as far as shapes tell.
     """
 
     tensor: str
     fetch: str | None
     maxima: bool = False
+    unseen: int = 0
 
 
 def tapped(
@@ -65,7 +68,7 @@ def tapped(
         output = _maxima(model.graph, value) if maxima else value
         output.type = output.type or ir.TensorType(ir.DataType.FLOAT)
         outputs.append(output)
-        taps.append(Tap(name, output.name or "", maxima))
+        taps.append(Tap(name, output.name or "", maxima, _size(value) if maxima else 0))
     model.graph.outputs.clear()
     model.graph.outputs.extend(outputs)
     return model, tuple(taps)
@@ -73,6 +76,10 @@ def tapped(
 
 def _is_image(value: ir.Value) -> bool:
     return value.shape is not None and len(value.shape) == 4 and value.dtype == ir.DataType.FLOAT
+
+
+def _size(value: ir.Value) -> int:
+    return math.prod(d for d in value.shape or () if isinstance(d, int))
 
 
 def _never_negative(value: ir.Value) -> bool:
