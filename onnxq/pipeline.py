@@ -24,6 +24,7 @@ from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_apart, check_writable, write_atomically
 from onnxq.improve import improve
+from onnxq.measure.macs import IntegerShare, integer_share
 from onnxq.model import ModelLike, SourceModel, load
 from onnxq.numerics.ranges import RANGES_ONLY
 from onnxq.parametrize import check_finite, parametrize
@@ -31,6 +32,7 @@ from onnxq.placement import place_static, place_weights, with_correction
 from onnxq.placement.existing import is_quantize
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared, prepare
+from onnxq.qtypes import INT8
 from onnxq.recipe import DynamicRecipe, Encoding, Recipe, StaticRecipe
 from onnxq.recipe_file import recipe_to_dict
 from onnxq.report import Report, notes_on, operator_counts, source_bytes, weight_bytes
@@ -39,6 +41,7 @@ from onnxq.save import save, to_proto
 from onnxq.selection import Choices
 from onnxq.session import METADATA_KEY, integer_io_of, metadata_of, needed_options
 from onnxq.targets import TARGETS, target_of
+from onnxq.tune import tuned_plan
 from onnxq.verify import Verification, check_result, verify
 
 __all__ = ["Call", "PathLike", "collect_statistics", "place", "prepare_for", "run", "statistics_of"]
@@ -102,6 +105,19 @@ def run(call: Call) -> Report | onnx.ModelProto:
         clock.lap("calibrate")
     plan = parametrize(prepared, placement, calibration)
     clock.lap("parametrize")
+    tuning = None
+    if isinstance(recipe, StaticRecipe) and recipe.tune_latency and calibration is not None:
+        first = data.calibration[0] if data is not None else None
+        tuned = tuned_plan(
+            source,
+            prepared,
+            recipe,
+            lambda asked: parametrize(prepared, place(prepared, asked), calibration),
+            first,
+        )
+        plan, placement, tuning = tuned.plan, tuned.plan.placement, tuned.tuning
+        recipe = dataclasses.replace(recipe, tune_latency=False, rules=recipe.rules + tuning.rules)
+        clock.lap("tune")
     if calibration is not None:
         plan = improve(prepared, calibration, data.calibration if data else None, plan)
         clock.lap("improve")
@@ -130,6 +146,8 @@ def run(call: Call) -> Report | onnx.ModelProto:
         operators=operator_counts(prepared, placement),
         split=None if data is None else data.split,
         verification=verification if isinstance(verification, Verification) else None,
+        macs=_macs(prepared, placement, recipe),
+        tuning=tuning,
         notes=tuple(
             notes_on(source, prepared, placement, recipe, call.output, metadata, verification)
         ),
@@ -219,6 +237,13 @@ def _calibrate(
     )
 
 
+def _macs(prepared: Prepared, placement: Placement, recipe: Recipe) -> IntegerShare | None:
+    if not isinstance(recipe, StaticRecipe):
+        return None
+    names = {use.node for a in placement.activations for use in a.uses}
+    return integer_share(prepared.ir, names if recipe.bits <= INT8.bits else ())
+
+
 def _write_report(report: Report, path: Path) -> None:
     try:
         write_atomically(path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
@@ -260,6 +285,8 @@ def place(prepared: Prepared, recipe: Recipe) -> Placement:
         placement = place_weights(prepared, choices, _encoding(prepared, recipe))
     else:
         target = target_of(recipe.target).at(recipe.bits)
+        if recipe.tune_latency:  # which measures what the costs estimate
+            target = dataclasses.replace(target, costs=None)
         placement = place_static(prepared, choices, target, integer_io=recipe.integer_io)
     return with_correction(placement) if recipe.weight_correction else placement
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from onnxq.data.split import Split
 from onnxq.measure.comparison import finite
+from onnxq.measure.macs import IntegerShare
 from onnxq.model import SourceModel, initializers
 from onnxq.plans import Placement, Plan, Skip
 from onnxq.prepare import Prepared
 from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.runtime import foreign_ops
 from onnxq.session import integer_io_of, needed_options
+from onnxq.tune import Tuning
 from onnxq.verify import Verification
 
 __all__ = [
@@ -78,6 +80,8 @@ class Report:
     recipe: the effective recipe, as plain values.
     split: which samples calibrated and which were held out; None without samples.
     verification: of the result on the samples held out; None if it was not verified.
+    macs: the products that run on integers, and all (static mode).
+    tuning: what was timed and chosen with `tune_latency`; None without it.
     skips: everything that stayed float, with the reason.
     notes: what the caller should know: how to load the file, what was raised or chosen.
     seconds: by stage.
@@ -95,6 +99,8 @@ class Report:
     operators: Mapping[str, int] = field(default_factory=dict)
     split: Split | None = None
     verification: Verification | None = None
+    macs: IntegerShare | None = None
+    tuning: Tuning | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -119,6 +125,8 @@ class Report:
             "verification": finite(
                 None if self.verification is None else dataclasses.asdict(self.verification)
             ),
+            "macs": None if self.macs is None else self.macs.to_dict(),
+            "tuning": None if self.tuning is None else self.tuning.to_dict(),
             "skipped": [dataclasses.asdict(skip) for skip in self.skips],
             "notes": list(self.notes),
             "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},
