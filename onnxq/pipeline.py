@@ -24,7 +24,6 @@ from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_apart, check_writable, write_atomically
 from onnxq.improve import improve
-from onnxq.measure.macs import IntegerShare, integer_share
 from onnxq.model import ModelLike, SourceModel, load
 from onnxq.numerics.ranges import RANGES_ONLY
 from onnxq.parametrize import check_finite, parametrize
@@ -32,10 +31,9 @@ from onnxq.placement import place_static, place_weights, with_correction
 from onnxq.placement.existing import is_quantize
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared, prepare
-from onnxq.qtypes import INT8
 from onnxq.recipe import DynamicRecipe, Encoding, Recipe, StaticRecipe
 from onnxq.recipe_file import recipe_to_dict
-from onnxq.report import Report, notes_on, operator_counts, source_bytes, weight_bytes
+from onnxq.report import Report, macs_in_int8, notes_on, operator_counts, source_bytes, weight_bytes
 from onnxq.rewrite import fake_quantized, rewrite
 from onnxq.save import save, to_proto
 from onnxq.selection import Choices
@@ -146,7 +144,7 @@ def run(call: Call) -> Report | onnx.ModelProto:
         operators=operator_counts(prepared, placement),
         split=None if data is None else data.split,
         verification=verification if isinstance(verification, Verification) else None,
-        macs=_macs(prepared, placement, recipe),
+        macs=macs_in_int8(prepared, placement, recipe),
         tuning=tuning,
         notes=tuple(
             notes_on(source, prepared, placement, recipe, call.output, metadata, verification)
@@ -235,13 +233,6 @@ def _calibrate(
         batch_size=recipe.batch_size,
         progress=progress,
     )
-
-
-def _macs(prepared: Prepared, placement: Placement, recipe: Recipe) -> IntegerShare | None:
-    if not isinstance(recipe, StaticRecipe):
-        return None
-    names = {use.node for a in placement.activations for use in a.uses}
-    return integer_share(prepared.ir, names if recipe.bits <= INT8.bits else ())
 
 
 def _write_report(report: Report, path: Path) -> None:

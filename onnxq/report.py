@@ -11,10 +11,11 @@ from typing import Any
 
 from onnxq.data.split import Split
 from onnxq.measure.comparison import finite
-from onnxq.measure.macs import IntegerShare
+from onnxq.measure.macs import IntegerShare, integer_share
 from onnxq.model import SourceModel, initializers
 from onnxq.plans import Placement, Plan, Skip
 from onnxq.prepare import Prepared
+from onnxq.qtypes import INT8
 from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.runtime import foreign_ops
 from onnxq.session import integer_io_of, needed_options
@@ -24,6 +25,7 @@ from onnxq.verify import Verification
 __all__ = [
     "Report",
     "WeightBytes",
+    "macs_in_int8",
     "notes_on",
     "nothing_quantized",
     "operator_counts",
@@ -160,6 +162,14 @@ def operator_counts(prepared: Prepared, placement: Placement) -> dict[str, int]:
     return dict(
         sorted(Counter(n.op_type for n in prepared.ir.graph if n.name in quantized).items())
     )
+
+
+def macs_in_int8(prepared: Prepared, placement: Placement, recipe: Recipe) -> IntegerShare | None:
+    """The share of the products that run on integers; None in dynamic mode."""
+    if not isinstance(recipe, StaticRecipe):
+        return None
+    names = {use.node for a in placement.activations for use in a.uses}
+    return integer_share(prepared.ir, names if recipe.bits <= INT8.bits else ())
 
 
 def notes_on(
