@@ -117,7 +117,7 @@ def hard_swish_net(channels: int, size: int, blocks: int = 3) -> onnx.ModelProto
 
 
 def test_small_convs_between_float_activations_stay_float_with_a_reason(tmp_path: Path) -> None:
-    report = report_of(hard_swish_net(8, 8), tmp_path / "q.onnx", (1, 8, 8, 8), target=X86)
+    report = report_of(hard_swish_net(8, 32), tmp_path / "q.onnx", (1, 8, 32, 32), target=X86)
     reasons = {skip.name: skip.reason for skip in report.skips}
     assert all("int8 would cost time here" in reasons[f"n_c{i}"] for i in range(3))
     assert report.operators == {}
@@ -134,8 +134,8 @@ def test_large_convs_between_float_activations_are_quantized(tmp_path: Path) -> 
 
 def test_a_rule_quantizes_them_all_the_same(tmp_path: Path) -> None:
     rules = [Rule(nodes=("n_c1",), leave_float=False)]
-    model = hard_swish_net(8, 8)
-    report = report_of(model, tmp_path / "q.onnx", (1, 8, 8, 8), target=X86, rules=rules)
+    model = hard_swish_net(8, 32)
+    report = report_of(model, tmp_path / "q.onnx", (1, 8, 32, 32), target=X86, rules=rules)
     assert report.operators == {"Conv": 1}
     assert optimized_ops(tmp_path / "q.onnx")["QLinearConv"] == 1
 

@@ -24,7 +24,8 @@ Not judged, so never left float by this:
 1. A model that is one island: there is nothing between its ends to convert for.
 2. An island without a Conv: Gemm and MatMul give float for free, and have no layout to change.
 3. A tensor or node of which the rank or the channels are not known.
-4. What a rule with `leave_float = false` asks for (see selection.py).
+4. A network of less than LEAST_PRODUCTS, which takes no time either way.
+5. What a rule with `leave_float = false` asks for (see selection.py).
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ REASON = (
 )
 REST = "too small a part of the network to pay in int8, where the rest would cost time"
 LEAST_SHARE = 0.1
+LEAST_PRODUCTS = 100_000
 
 
 def losing(
@@ -66,6 +68,9 @@ def losing(
     if not found or (len(found) == 1 and not refused):
         return {}
     sizes = Sizes(prepared.ir)
+    whole = integer_share(prepared.ir, (), sizes)
+    if whole.total < LEAST_PRODUCTS and not whole.open:
+        return {}
     free = [i for i in found if not any(choices.of(node).insisted for node in i.nodes)]
     if len(found) > 1:
         losers = [i for i in free if (gain := _gain(i, costs, sizes)) is not None and gain < 0]
