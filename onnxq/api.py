@@ -225,6 +225,7 @@ def quantize_static(
     images: ImageOptions | None = ...,
     statistics: Calibration | PathLike | None = ...,
     verify: bool = ...,
+    tune_latency: bool = ...,
     include: Sequence[str] = ...,
     exclude: Sequence[str] = ...,
     include_ops: Sequence[str] = ...,
@@ -256,6 +257,7 @@ def quantize_static(
     images: ImageOptions | None = ...,
     statistics: Calibration | PathLike | None = ...,
     verify: bool = ...,
+    tune_latency: bool = ...,
     include: Sequence[str] = ...,
     exclude: Sequence[str] = ...,
     include_ops: Sequence[str] = ...,
@@ -286,6 +288,7 @@ def quantize_static(
     images: ImageOptions | None = None,
     statistics: Calibration | PathLike | None = None,
     verify: bool = True,
+    tune_latency: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     include_ops: Sequence[str] = (),
@@ -310,6 +313,8 @@ def quantize_static(
     symmetric: of activations; None for the target's choice.
     integer_io: float inputs and outputs become integers; the report says with which parameters.
     verify: hold some samples back (see `onnxq.data.split`) and compare both models on them.
+    tune_latency: time the model in onnxruntime on this machine, and leave float what loses time;
+        the report says what, and the rules that repeat the choice without timing.
     include, exclude, include_ops, exclude_ops, rules: as in `quantize_dynamic`.
     The rest as in `quantize`, errors too.
     """
@@ -326,6 +331,7 @@ def quantize_static(
         batch_size=batch_size,
         images=images,
         verify=verify,
+        tune_latency=tune_latency,
         include=names("include", include),
         exclude=names("exclude", exclude),
         include_ops=names("include_ops", include_ops),

@@ -34,13 +34,14 @@ from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared, prepare
 from onnxq.recipe import DynamicRecipe, Encoding, Recipe, StaticRecipe
 from onnxq.recipe_file import recipe_to_dict
-from onnxq.report import Report, notes_on, operator_counts, source_bytes, weight_bytes
+from onnxq.report import Report, macs_in_int8, notes_on, operator_counts, source_bytes, weight_bytes
 from onnxq.rewrite import fake_quantized, rewrite
 from onnxq.runtime import PROTOBUF_LIMIT, model_size
 from onnxq.save import save, to_proto
 from onnxq.selection import Choices
 from onnxq.session import METADATA_KEY, integer_io_of, metadata_of, needed_options
 from onnxq.targets import TARGETS, target_of
+from onnxq.tune import tuned_plan
 from onnxq.verify import Verification, check_result, verify
 
 __all__ = ["Call", "PathLike", "collect_statistics", "place", "prepare_for", "run", "statistics_of"]
@@ -106,6 +107,19 @@ def run(call: Call) -> Report | onnx.ModelProto:
         clock.lap("calibrate")
     plan = parametrize(prepared, placement, calibration)
     clock.lap("parametrize")
+    tuning = None
+    if isinstance(recipe, StaticRecipe) and recipe.tune_latency and calibration is not None:
+        first = data.calibration[0] if data is not None else None
+        tuned = tuned_plan(
+            source,
+            prepared,
+            recipe,
+            lambda asked: parametrize(prepared, place(prepared, asked), calibration),
+            first,
+        )
+        plan, placement, tuning = tuned.plan, tuned.plan.placement, tuned.tuning
+        recipe = dataclasses.replace(recipe, tune_latency=False, rules=recipe.rules + tuning.rules)
+        clock.lap("tune")
     if calibration is not None:
         plan = improve(prepared, calibration, data.calibration if data else None, plan)
         clock.lap("improve")
@@ -134,6 +148,8 @@ def run(call: Call) -> Report | onnx.ModelProto:
         operators=operator_counts(prepared, placement),
         split=None if data is None else data.split,
         verification=verification if isinstance(verification, Verification) else None,
+        macs=macs_in_int8(prepared, placement, recipe),
+        tuning=tuning,
         notes=tuple(
             notes_on(source, prepared, placement, recipe, call.output, metadata, verification)
         ),
@@ -268,6 +284,8 @@ def place(prepared: Prepared, recipe: Recipe) -> Placement:
         placement = place_weights(prepared, choices, _encoding(prepared, recipe))
     else:
         target = target_of(recipe.target).at(recipe.bits)
+        if recipe.tune_latency:  # which measures what the costs estimate
+            target = dataclasses.replace(target, costs=None)
         placement = place_static(prepared, choices, target, integer_io=recipe.integer_io)
     return with_correction(placement) if recipe.weight_correction else placement
 

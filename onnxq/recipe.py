@@ -193,6 +193,8 @@ class StaticRecipe(_Common):
     bits: of weights and activations; 16 runs as float in all kernels known here.
     target: None for onnxruntime on this machine's kind of processor.
     symmetric: of activations; None for the target's own choice.
+    tune_latency: time it in onnxruntime on this machine, and leave float what loses time. The
+        report says which rules make the same choice without timing.
     data, statistics: paths, from where the command was run; a call's own `data` or `statistics`
         argument goes before them.
     """
@@ -210,6 +212,7 @@ class StaticRecipe(_Common):
     samples: int | None = None
     batch_size: int = 1
     verify: bool = True
+    tune_latency: bool = False
     images: ImageOptions | None = None
 
     def __post_init__(self) -> None:

@@ -11,17 +11,21 @@ from typing import Any
 
 from onnxq.data.split import Split
 from onnxq.measure.comparison import finite
+from onnxq.measure.macs import IntegerShare, integer_share
 from onnxq.model import SourceModel, initializers
 from onnxq.plans import Placement, Plan, Skip
 from onnxq.prepare import Prepared
+from onnxq.qtypes import INT8
 from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.runtime import foreign_ops
 from onnxq.session import integer_io_of, needed_options
+from onnxq.tune import Tuning
 from onnxq.verify import Verification
 
 __all__ = [
     "Report",
     "WeightBytes",
+    "macs_in_int8",
     "notes_on",
     "nothing_quantized",
     "operator_counts",
@@ -78,6 +82,8 @@ class Report:
     recipe: the effective recipe, as plain values.
     split: which samples calibrated and which were held out; None without samples.
     verification: of the result on the samples held out; None if it was not verified.
+    macs: the products that run on integers, and all (static mode).
+    tuning: what was timed and chosen with `tune_latency`; None without it.
     skips: everything that stayed float, with the reason.
     notes: what the caller should know: how to load the file, what was raised or chosen.
     seconds: by stage.
@@ -95,6 +101,8 @@ class Report:
     operators: Mapping[str, int] = field(default_factory=dict)
     split: Split | None = None
     verification: Verification | None = None
+    macs: IntegerShare | None = None
+    tuning: Tuning | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -119,6 +127,8 @@ class Report:
             "verification": finite(
                 None if self.verification is None else dataclasses.asdict(self.verification)
             ),
+            "macs": None if self.macs is None else self.macs.to_dict(),
+            "tuning": None if self.tuning is None else self.tuning.to_dict(),
             "skipped": [dataclasses.asdict(skip) for skip in self.skips],
             "notes": list(self.notes),
             "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},
@@ -152,6 +162,14 @@ def operator_counts(prepared: Prepared, placement: Placement) -> dict[str, int]:
     return dict(
         sorted(Counter(n.op_type for n in prepared.ir.graph if n.name in quantized).items())
     )
+
+
+def macs_in_int8(prepared: Prepared, placement: Placement, recipe: Recipe) -> IntegerShare | None:
+    """The share of the products that run on integers; None in dynamic mode."""
+    if not isinstance(recipe, StaticRecipe):
+        return None
+    names = {use.node for a in placement.activations for use in a.uses}
+    return integer_share(prepared.ir, names if recipe.bits <= INT8.bits else ())
 
 
 def notes_on(

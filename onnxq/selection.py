@@ -29,6 +29,7 @@ class Choice:
 
     left: why the user's choice leaves it float; None if it does not.
     symmetric: None for the mode's or the target's own choice.
+    insisted: a rule says that it is not left float.
     """
 
     left: str | None
@@ -36,6 +37,7 @@ class Choice:
     granularity: Granularity
     symmetric: bool | None
     method: MethodOptions
+    insisted: bool = False
 
 
 class Choices:
@@ -139,7 +141,9 @@ def _matches(rule: Rule, names: Collection[str], ops: Collection[str]) -> bool:
 def _apply(rule: Rule, choice: Choice) -> Choice:
     if rule.leave_float is not None:
         choice = dataclasses.replace(
-            choice, left=f"left float by the {rule.label}" if rule.leave_float else None
+            choice,
+            left=f"left float by the {rule.label}" if rule.leave_float else None,
+            insisted=not rule.leave_float,
         )
     return dataclasses.replace(
         choice,

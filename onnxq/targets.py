@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from onnxq.errors import OptionError
 from onnxq.qtypes import INT8, INT16, UINT8, PerTensor, QType, QuantSpec
 
-__all__ = ["TARGETS", "Target", "default_target", "target_of"]
+__all__ = ["TARGETS", "Costs", "Target", "default_target", "target_of"]
 
 _ORT_OPS = frozenset(
     {"Conv", "Gemm", "MatMul", "Relu", "Clip"}
@@ -26,6 +26,21 @@ _PADDLE_OPS = frozenset(
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What int8 saves and costs in a runtime, in ns on two cores; see placement/paying.py.
+
+    product: that one product of a Conv is faster. element: that one element of a Conv's output is
+    slower, whatever its products. grouped: that one of a grouped Conv's is. conversion: of one
+    element from float to integers or back, its change of layout included.
+    """
+
+    product: float
+    element: float
+    grouped: float
+    conversion: float
+
+
+@dataclass(frozen=True)
 class Target:
     """What a runtime runs fast.
 
@@ -37,6 +52,7 @@ class Target:
         quantized only where a quantized op reads them.
     skip_input_only: of a residual Add, quantize the branch that does not come straight from a
         weighted op, which the runtime fuses with the Add.
+    costs: by which islands that would lose time are left float; None where nobody measured them.
     """
 
     name: str
@@ -46,16 +62,19 @@ class Target:
     quantized_outputs: bool = True
     skip_input_only: bool = False
     weight: QType = INT8
+    costs: Costs | None = None
 
     def at(self, bits: int) -> Target:
         """The same for weights and activations of 8 or 16 bits; both are symmetric at 16."""
         if bits == self.weight.bits:
             return self
         activation = QuantSpec(INT16, PerTensor(), symmetric=True)
-        return replace(self, activation=activation, weight=INT16, integer_bias=True)
+        return replace(self, activation=activation, weight=INT16, integer_bias=True, costs=None)
 
 
-_X86 = Target("onnxruntime-x86", QuantSpec(UINT8, PerTensor(), symmetric=False), _ORT_OPS)
+_PLAIN = Target("onnxruntime-x86", QuantSpec(UINT8, PerTensor(), symmetric=False), _ORT_OPS)
+# measured with AVX512-VNNI
+_X86 = replace(_PLAIN, costs=Costs(product=1 / 145, element=0.1, grouped=0.4, conversion=0.4))
 _SYMMETRIC = QuantSpec(INT8, PerTensor(), symmetric=True)
 
 TARGETS: dict[str, Target] = {
@@ -64,12 +83,12 @@ TARGETS: dict[str, Target] = {
         _X86,
         # Not symmetric: only with a zero point of -128 is the Relu before a Q absorbed
         replace(
-            _X86,
+            _PLAIN,
             name="onnxruntime-arm",
             activation=QuantSpec(INT8, PerTensor(), symmetric=False),
         ),
-        replace(_X86, name="openvino"),
-        replace(_X86, name="paddle", activation=_SYMMETRIC, ops=_PADDLE_OPS),
+        replace(_PLAIN, name="openvino"),
+        replace(_PLAIN, name="paddle", activation=_SYMMETRIC, ops=_PADDLE_OPS),
         Target(
             "tensorrt",
             _SYMMETRIC,

@@ -42,7 +42,16 @@ def quantize(
     path = folder / f"{mode}.onnx"
     if mode == "dynamic":
         return onnxq.quantize_dynamic(model, path), path
-    return onnxq.quantize_static(model, path, list(feeds), target="onnxruntime-x86"), path
+    rules = in_int8(model)
+    return onnxq.quantize_static(
+        model, path, list(feeds), target="onnxruntime-x86", rules=rules
+    ), path
+
+
+def in_int8(model: onnx.ModelProto) -> list[onnxq.Rule]:
+    """Rules for Convs that are too small to gain, where a test is about how they are quantized."""
+    known = {node.op_type for node in model.graph.node}
+    return [onnxq.Rule(ops=("Conv",), leave_float=False)] if "Conv" in known else []
 
 
 def assert_close(model: onnx.ModelProto, result: Path, feeds: Sequence[Feed], mode: str) -> None:

@@ -277,6 +277,13 @@ def static_options(
             help="Compare both models on samples held out from calibration; default yes.",
         ),
     ] = None,
+    tune_latency: Annotated[
+        bool | None,
+        typer.Option(
+            "--tune-latency/--no-tune-latency",
+            help="Time it in onnxruntime here, and leave float what loses time; default no.",
+        ),
+    ] = None,
 ) -> Settings:
     """Settings of static mode but for samples and images; what was not given is None."""
     return {
@@ -290,6 +297,7 @@ def static_options(
         "symmetric": symmetric,
         "integer_io": integer_io,
         "verify": verify,
+        "tune_latency": tune_latency,
     }
 
 

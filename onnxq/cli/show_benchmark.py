@@ -84,6 +84,7 @@ def _print_strays(fusion: Fusion, console: Console) -> None:
         return
     console.print(
         f"{len(fusion.strays)} QuantizeLinear and DequantizeLinear did not fuse: "
+        f"{_time(sum(s.seconds or 0 for s in fusion.strays))} of a run, "
         f"{sum(s.share or 0 for s in fusion.strays):.1%} of the time"
     )
     table = _table(("time", "right"), ("", "right"), ("", "left"), ("why", "left"))
@@ -92,7 +93,7 @@ def _print_strays(fusion: Fusion, console: Console) -> None:
         example = "" if len(group) == 1 or len({s.why for s in group}) == 1 else "for one, "
         remedy = f"\n[dim]{escape(first.remedy)}[/]" if first.remedy else ""
         table.add_row(
-            f"{sum(s.share or 0 for s in group):.1%}",
+            _cost(group),
             str(len(group)),
             _kind(first),
             escape(example + first.why) + remedy,
@@ -103,13 +104,21 @@ def _print_strays(fusion: Fusion, console: Console) -> None:
     each.add_column("rule", no_wrap=True)
     for stray in fusion.strays:
         each.add_row(
-            "" if stray.share is None else f"{stray.share:.1%}",
+            _cost([stray]),
             _kind(stray),
             escape(stray.tensor),
             escape(_between(stray)),
             stray.reason.value,
         )
     console.print(each, soft_wrap=False)
+
+
+def _cost(strays: Sequence[Stray]) -> str:
+    """Time of one run, and its share of the time of all nodes; nothing where it is not known."""
+    if any(stray.share is None for stray in strays):
+        return ""
+    seconds = sum(stray.seconds or 0.0 for stray in strays)
+    return f"{_time(seconds)}, {sum(stray.share or 0.0 for stray in strays):.1%}"
 
 
 def _kind(stray: Stray) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from onnxq.cli.show_look import print_outputs
+from onnxq.cli.show_tuning import print_tuning
 from onnxq.cli.terminal import console, print_json, size
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def print_report(report: Report, *, as_json: bool) -> None:
     if report.operators:
         counted = ", ".join(f"{n} {op}" for op, n in report.operators.items())
         console.print(f"in int8: {counted}")
+    _print_macs(report)
+    if report.tuning is not None:
+        print_tuning(report.tuning)
     _print_skips(report)
     if report.verification is not None:
         held = "held-out samples" if report.verification.independent else "sample"
@@ -49,6 +53,15 @@ def print_report(report: Report, *, as_json: bool) -> None:
             )
     for note in report.notes:
         console.print(f"note: {escape(note)}")
+
+
+def _print_macs(report: Report) -> None:
+    macs = report.macs
+    if macs is None or macs.share is None:
+        return
+    note = f" ({macs.note})" if macs.note else ""
+    figure = f"{macs.share:.1%} of {macs.total / 1e6:.1f} million products"
+    console.print(f"in int8: {figure}{escape(note)}")
 
 
 def _print_skips(report: Report) -> None:

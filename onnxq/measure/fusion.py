@@ -64,7 +64,7 @@ class Stray:
 
     tensor: the float tensor that it converts. producer: None if that is an input or a constant.
     pointless: nothing computes with the integers: it and its counterpart only cost time.
-    share: of the time of all nodes; None if it was not measured.
+    share: of the time of all nodes; None if it was not measured. seconds: of one run, likewise.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Stray:
     remedy: str | None
     pointless: bool = False
     share: float | None = None
+    seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -137,7 +138,10 @@ def fusion(
         active = open_named(path, content, settings, entries)
         profile = profile_of(path, active, feed, runs=runs)
         del active  # its file has to be closed before the directory goes
-    timed = [dataclasses.replace(s, share=profile.share(s.name)) for s in strays]
+    timed = [
+        dataclasses.replace(s, share=profile.share(s.name), seconds=profile.nodes.get(s.name, 0.0))
+        for s in strays
+    ]
     timed.sort(key=lambda s: -(s.share or 0.0))
     return Fusion(tuple(timed), profile)
 

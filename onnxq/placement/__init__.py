@@ -5,6 +5,8 @@ nodes.py     static mode: which nodes run in int8 on a target
 static.py    static mode: the tensors that get parameters with them
 existing.py  what is quantized in the model already
 fused.py     groups of nodes that stay float as a whole
+islands.py   groups of int8 nodes that integers connect
+paying.py    static mode: which of those would lose time
 """
 
 from onnxq.placement.static import place_static

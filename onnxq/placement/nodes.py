@@ -19,7 +19,7 @@ whether its inputs come as integers (supply) and its outputs are read as integer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import onnx_ir as ir
 
@@ -53,13 +53,21 @@ class ChosenNodes:
     integers: tensors that exist as integers, because their producers fuse with a QuantizeLinear.
     borders: float inputs and outputs of the graph that become integers.
     wide: those that the user wants in more than 8 bits, for which there are no kernels.
+
+    refused: node name -> reason, for those that would lose time in int8 (see paying.py).
     """
 
     def __init__(
-        self, prepared: Prepared, choices: Choices, target: Target, integer_io: bool
+        self,
+        prepared: Prepared,
+        choices: Choices,
+        target: Target,
+        integer_io: bool,
+        refused: Mapping[str, str],
     ) -> None:
         self._prepared, self._target, self._integer_io = prepared, target, integer_io
         self._graph = prepared.ir.graph
+        self._refused = refused
         self._left: list[tuple[ir.Node, str]] = []
         self.wide: set[ir.Node] = set()
         self.rules: dict[ir.Node, OpRule] = {}
@@ -82,7 +90,7 @@ class ChosenNodes:
             name = node.name or ""
             choice = choices.of(node)
             reason = integer.get(name) or choice.left or fused.get(name)
-            reason = reason or self._refusal(node, rule)
+            reason = reason or self._refusal(node, rule) or self._refused.get(name)
             if choice.bits > target.weight.bits and choice.left is None:
                 self.wide.add(node)
             if reason is None and node in self.wide:

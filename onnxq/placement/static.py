@@ -14,6 +14,7 @@ from onnxq.model import constant
 from onnxq.optable import Role, rule_of
 from onnxq.placement.existing import check_something_is_float
 from onnxq.placement.nodes import ChosenNodes, bias_of
+from onnxq.placement.paying import losing
 from onnxq.placement.weights import granularity_of, place_weights
 from onnxq.plans import (
     ActivationPlacement,
@@ -40,8 +41,16 @@ def place_static(
     Raises ModelError for a model that is quantized already.
     """
     check_something_is_float(prepared, static=True)
-    chosen = ChosenNodes(prepared, choices, target, integer_io)
-    return _Placer(prepared, choices, target, chosen).place()
+    refused: dict[str, str] = {}
+    while True:
+        chosen = ChosenNodes(prepared, choices, target, integer_io, refused)
+        placement = _Placer(prepared, choices, target, chosen).place()
+        if target.costs is None:
+            return placement
+        found = losing(prepared, placement, choices, target.costs, refused)
+        if not found:
+            return placement
+        refused |= found  # these are in no later placement, so that this ends
 
 
 class _Placer:
