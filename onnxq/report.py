@@ -16,6 +16,7 @@ from onnxq.plans import Placement, Plan, Skip
 from onnxq.prepare import Prepared
 from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.runtime import foreign_ops
+from onnxq.saturation import Verdict
 from onnxq.session import integer_io_of, needed_options
 from onnxq.verify import Verification
 
@@ -78,6 +79,7 @@ class Report:
     recipe: the effective recipe, as plain values.
     split: which samples calibrated and which were held out; None without samples.
     verification: of the result on the samples held out; None if it was not verified.
+    saturation: on which processors the file is exact; None where that is no question.
     skips: everything that stayed float, with the reason.
     notes: what the caller should know: how to load the file, what was raised or chosen.
     seconds: by stage.
@@ -95,6 +97,7 @@ class Report:
     operators: Mapping[str, int] = field(default_factory=dict)
     split: Split | None = None
     verification: Verification | None = None
+    saturation: Verdict | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -119,6 +122,7 @@ class Report:
             "verification": finite(
                 None if self.verification is None else dataclasses.asdict(self.verification)
             ),
+            "saturation": None if self.saturation is None else self.saturation.to_dict(),
             "skipped": [dataclasses.asdict(skip) for skip in self.skips],
             "notes": list(self.notes),
             "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},
