@@ -33,6 +33,7 @@ from onnxq.numerics.saturation import (
     Layout,
     Pairs,
     add_to_fronts,
+    any_pair,
     empty_fronts,
     find_pairs,
     largest,
@@ -47,8 +48,10 @@ from onnxq.runtime import RuntimeFailureError, run, session
 
 __all__ = ["Layer", "Verdict", "guard", "verdict_of"]
 
-# So many samples are looked at: each is one more run of the float model
-SAMPLES = 8
+# So many samples are looked at (each is one more run of the float model), and so much larger sums
+# are expected of others
+SAMPLES = 4
+MARGIN = 1.1
 NAMED = 4
 
 T = TypeVar("T")
@@ -69,14 +72,14 @@ class Verdict:
 
     isa: the instruction set that it was made for. raised: layers with channels whose scales were
     raised for it. possible: layers of the file that some input can make saturate without VNNI.
-    seen: those of them that did on the samples, None if none were looked at. layers: all that use
-    such kernels. fronts: what was seen of the inputs (see numerics/saturation.py).
+    seen: layers that did on the samples, None if none were looked at. layers: all that use such
+    kernels. fronts: what was seen of the inputs (see numerics/saturation.py).
     """
 
     isa: str
     layers: int
     raised: tuple[Layer, ...]
-    possible: tuple[Layer, ...]
+    possible: tuple[str, ...]
     seen: tuple[Layer, ...] | None
     samples: int
     fronts: Mapping[str, Fronts] = field(default_factory=dict, repr=False)
@@ -88,9 +91,9 @@ class Verdict:
         rows = {
             name: None if value is None else [dataclasses.asdict(layer) for layer in value]
             for name, value in found.items()
-            if name in ("raised", "possible", "seen")
+            if name in ("raised", "seen")
         }
-        return {**found, **rows}
+        return {**found, **rows, "possible": list(self.possible)}
 
     @property
     def notes(self) -> list[str]:
@@ -100,7 +103,7 @@ class Verdict:
         found = []
         if self.raised:
             found.append(
-                f"for {self.isa} the scales of some channels of {_names(self.raised)} were raised"
+                f"for {self.isa} the scales of some channels of {_listed(self.raised)} were raised"
             )
         exact = "exact on x86 with VNNI or AMX, and on Arm"
         where = "on x86 with AVX2 or AVX512, but no VNNI,"
@@ -108,19 +111,23 @@ class Verdict:
             return [*found, f"{exact}; {where} too: no input makes int16 sums saturate"]
         if self.seen is None:
             remedy = "" if self.isa in SATURATING else ": for these choose --isa avx2"
-            text = f"{exact}; {where} {_names(self.possible)} can saturate{remedy}"
+            text = f"{exact}; {where} {_count(self.possible)} can saturate{remedy}"
         elif self.seen:
-            text = f"{exact}; {where} {_names(self.seen)} saturate"
+            text = f"{exact}; {where} {_listed(self.seen)} saturate"
         else:
             text = (
                 f"{exact}; {where} nothing saturates on the {self.samples} samples looked at, "
-                f"but other inputs may in {_names(self.possible)}"
+                f"but other inputs may in {_count(self.possible)}"
             )
         return [*found, text]
 
 
-def _names(layers: Collection[Layer]) -> str:
-    names = [layer.node for layer in layers]
+def _listed(layers: Collection[Layer]) -> str:
+    return _count([layer.node for layer in layers])
+
+
+def _count(names: Sequence[str]) -> str:
+    """How many, and the first names."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     count = f"{len(names)} layer{'s' if len(names) > 1 else ''}"
     return f"{count} ({', '.join(names[:NAMED])}{more})"
@@ -145,14 +152,14 @@ def guard(
 ) -> tuple[Plan, Verdict]:
     """The plan with which nothing saturates on that instruction set, and the verdict on it.
 
-    For one that is exact the plan stays as it is, and no sample is looked at. Integers that a pass
-    has chosen stay, too: this comes before.
+    For one that is exact the plan stays as it is, and no sample is looked at. This comes before any
+    pass that chooses integers.
     """
     start = Verdict(isa, 0, (), (), None, 0)
     if isa not in SATURATING:
-        return plan, verdict_of(prepared, plan, start)
-    found = [(p, _beyond_limit(prepared, plan, p)) for p in _products(prepared, plan)]
-    found = [(product, pairs) for product, pairs in found if len(pairs)]
+        return plan, _with_possible(prepared, plan, start)
+    found = [(p, _pairs(prepared, plan, p)) for p in _products(prepared, plan)]
+    found = [(product, pairs) for product, pairs in found if len(pairs.beyond)]
     if samples is not None and found:
         observed, count = _observe(prepared, samples, plan, [product for product, _ in found])
         start = dataclasses.replace(start, fronts=observed, seen=(), samples=count)
@@ -160,37 +167,33 @@ def guard(
     factors: dict[str, Float64Array] = {}
     for product, pairs in found:
         fronts = start.fronts.get(product.activation.tensor, FULL)
-        beyond = pairs.where(largest(pairs, fronts) > INT16_MAX)
+        beyond = pairs.beyond.where(_reach(pairs.beyond, fronts) > INT16_MAX)
         if len(beyond):
-            factor = _factor(prepared, plan, product, fronts, beyond.channel)
+            factor = pairs.factor(fronts, beyond.channel)
             factors[product.weight] = np.maximum(factors.get(product.weight, 1.0), factor)
             raised.append(product.layer(beyond))
     if factors:
         plan = refit_biases(prepared, _raised(plan, factors))
-    return plan, verdict_of(prepared, plan, dataclasses.replace(start, raised=tuple(raised)))
+    return plan, _with_possible(prepared, plan, dataclasses.replace(start, raised=tuple(raised)))
 
 
 def verdict_of(prepared: Prepared, plan: Plan, known: Verdict) -> Verdict:
-    """The verdict on a plan that has changed since: with what is known of its inputs."""
-    layers = 0
-    possible, seen = [], []
-    for product in _products(prepared, plan):
-        layers += 1
-        pairs = _beyond_limit(prepared, plan, product)
-        if not len(pairs):
-            continue
-        possible.append(product.layer(pairs))
-        if known.seen is not None:
-            fronts = known.fronts.get(product.activation.tensor, FULL)
-            beyond = pairs.where(largest(pairs, fronts) > INT16_MAX)
-            if len(beyond):
-                seen.append(product.layer(beyond))
-    return dataclasses.replace(
-        known,
-        layers=layers,
-        possible=tuple(possible),
-        seen=None if known.seen is None else tuple(seen),
-    )
+    """The verdict on a plan that was changed since, with what is known of its inputs."""
+    seen = []
+    for product in _products(prepared, plan) if known.seen is not None else ():
+        beyond = _pairs(prepared, plan, product).beyond
+        fronts = known.fronts.get(product.activation.tensor, FULL)
+        beyond = beyond.where(largest(beyond, fronts) > INT16_MAX)
+        if len(beyond):
+            seen.append(product.layer(beyond))
+    found = known if known.seen is None else dataclasses.replace(known, seen=tuple(seen))
+    return _with_possible(prepared, plan, found)
+
+
+def _with_possible(prepared: Prepared, plan: Plan, verdict: Verdict) -> Verdict:
+    products = list(_products(prepared, plan))
+    possible = tuple(p.node for p in products if _can_saturate(prepared, plan, p))
+    return dataclasses.replace(verdict, layers=len(products), possible=possible)
 
 
 def _products(prepared: Prepared, plan: Plan) -> Iterator[_Product]:
@@ -224,41 +227,63 @@ def _layout(node: ir.Node, shape: Sequence[int], channel_axis: int | None) -> La
     return Layout(max(len(shape) - 2, 0), channel_axis) if node.op_type == "MatMul" else None
 
 
-def _beyond_limit(prepared: Prepared, plan: Plan, product: _Product) -> Pairs:
-    """The pairs of integers that some inputs take beyond int16."""
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Of a weight the pairs that may be beyond int16.
+
+    real: before rounding, in steps of the scale. error: of an integer, in steps, at most. beyond:
+    the integers that some inputs take beyond int16. shape: of the scale.
+    """
+
+    real: Pairs
+    error: float
+    beyond: Pairs
+    shape: tuple[int, ...]
+
+    def factor(self, fronts: Fronts, channels: IntArray) -> Float64Array:
+        """By how much the scale of each channel is to grow, 1 for all but these channels."""
+        room = INT16_MAX - 2 * self.error * UINT8_MAX
+        pairs = self.real.where(np.isin(self.real.channel, channels))
+        peak = np.full(self.shape, room).reshape(-1)
+        np.maximum.at(peak, pairs.channel, _reach(pairs, fronts))
+        return np.where(peak > room, peak / room * (1 + 1e-6), 1.0).reshape(self.shape)
+
+
+def _pairs(prepared: Prepared, plan: Plan, product: _Product) -> _Found:
+    params, update = plan.params[product.weight], plan.updates.get(product.weight)
+    to_mean = None if update is None else update.to_mean
+    scale, error = (params.scale, 0.5) if to_mean is None else (to_mean.scale, 1.0)
+    least = INT16_MAX / UINT8_MAX - 2 * error
+
+    def find(values: Array) -> _Found:
+        real = find_pairs(values, scale, product.layout, least=least)
+        whole = real.rounded()
+        if update is not None and (to_mean is not None or update.integers is not None):
+            q = integers_of(values, plan, product.weight).astype(np.float32)
+            whole = find_pairs(q, np.ones_like(scale), product.layout, least=least)
+        beyond = whole.where(np.abs(whole.first + whole.second) > PAIR_LIMIT)
+        return _Found(real, error, beyond, scale.shape)
+
+    return _values(prepared, plan, product.weight, find)
+
+
+def _reach(pairs: Pairs, fronts: Fronts) -> Float64Array:
+    """The largest sum to be expected of each pair: what was seen and a margin, if possible."""
+    return np.minimum(largest(pairs, fronts) * MARGIN, largest(pairs, FULL))
+
+
+def _can_saturate(prepared: Prepared, plan: Plan, product: _Product) -> bool:
     params, update = plan.params[product.weight], plan.updates.get(product.weight)
 
-    def find(values: Array) -> Pairs:
-        if update is None or (update.integers is None and update.to_mean is None):
-            # rounding adds to a pair only if both parts end in a half at least: never from below
-            pairs = find_pairs(values, params.scale, product.layout, least=PAIR_LIMIT - 1e-3)
-            return pairs.rounded()
-        q = integers_of(values, plan, product.weight).astype(np.float32)
-        return find_pairs(q, np.ones_like(params.scale), product.layout, least=PAIR_LIMIT)
+    chosen = update is not None and (update.to_mean is not None or update.integers is not None)
 
-    pairs = _values(prepared, plan, product.weight, find)
-    return pairs.where(np.abs(pairs.first + pairs.second) > PAIR_LIMIT)
+    def find(values: Array) -> bool:
+        if not chosen:
+            return any_pair(values, params.scale, product.layout)
+        q = integers_of(values, plan, product.weight)
+        return any_pair(q.astype(np.float32), np.ones_like(params.scale), product.layout)
 
-
-def _factor(
-    prepared: Prepared, plan: Plan, product: _Product, fronts: Fronts, channels: IntArray
-) -> Float64Array:
-    """By how much the scale of each channel is to grow, 1 for all but these channels."""
-    update = plan.updates.get(product.weight)
-    to_mean = None if update is None else update.to_mean
-    scale = (plan.params[product.weight] if to_mean is None else to_mean).scale
-    error = 0.5 if to_mean is None else 1.0  # of an integer, in steps
-    room = INT16_MAX - 2 * error * UINT8_MAX
-
-    def peaks(values: Array) -> Float64Array:
-        pairs = find_pairs(values, scale, product.layout, least=room / UINT8_MAX)
-        pairs = pairs.where(np.isin(pairs.channel, channels))
-        found = np.full(scale.size, room)
-        np.maximum.at(found, pairs.channel, largest(pairs, fronts))
-        return found
-
-    peak = _values(prepared, plan, product.weight, peaks)
-    return np.where(peak > room, peak / room * (1 + 1e-6), 1.0).reshape(scale.shape)
+    return _values(prepared, plan, product.weight, find)
 
 
 def _raised(plan: Plan, factors: Mapping[str, Float64Array]) -> Plan:

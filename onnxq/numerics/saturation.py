@@ -14,7 +14,7 @@ the group; a matrix product over its rows. A depthwise Conv has kernels of its o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ __all__ = [
     "Layout",
     "Pairs",
     "add_to_fronts",
+    "any_pair",
     "empty_fronts",
     "find_pairs",
     "largest",
@@ -39,6 +40,8 @@ INT16_MAX, UINT8_MAX = 32767, 255
 PAIR_LIMIT = INT16_MAX // UINT8_MAX
 # Two inputs add up to this at least where weights of 127 take them beyond int16
 LEAST_SUM = INT16_MAX // 127 + 1
+# Values of a weight that are looked at together where one pair is enough
+AT_ONCE = 1 << 17
 # fronts[place, v]: the largest second input seen beside a first one of v, -1 if none was. Weights
 # of one sign have their largest sum of products at one of these. Shape [places, 256].
 Fronts = npt.NDArray[np.int16]
@@ -102,7 +105,7 @@ def find_pairs(w: Array, scale: Array, layout: Layout, *, least: float) -> Pairs
     if channel_axis is not None:
         limit = limit.reshape([-1 if i == channel_axis else 1 for i in range(w.ndim)])
     total = first + second
-    index = np.nonzero(np.abs(total, out=total) >= limit)
+    index = _where(np.abs(total, out=total) >= limit)
     channel = np.zeros(len(index[0]), np.int64) if channel_axis is None else index[channel_axis]
     place = index[axis]
     if layout.groups is not None and layout.groups > 1:
@@ -110,6 +113,29 @@ def find_pairs(w: Array, scale: Array, layout: Layout, *, least: float) -> Pairs
     steps = np.asarray(scale, np.float32).reshape(-1)[channel]
     quotients = [np.asarray(part[index] / steps, np.float64) for part in (first, second)]
     return Pairs(channel, place, *quotients)
+
+
+def any_pair(w: Array, scale: Array, layout: Layout) -> bool:
+    """Whether some inputs take a pair of the nearest integers beyond int16.
+
+    Looks until it finds one: most weights have it among their first values.
+    """
+    even = layout.groups is None or w.shape[1] % 2 == 0
+    layout = replace(layout, groups=None) if even else layout  # no place is asked for
+    step = max(2, AT_ONCE // max(1, w[:1].size) // 2 * 2)
+    for start in range(0, len(w), step):
+        cut = slice(start, start + step)
+        steps = scale[cut] if layout.channel_axis == 0 else scale
+        # rounding brings a sum below the limit to it at most
+        pairs = find_pairs(w[cut], steps, layout, least=PAIR_LIMIT - 1e-3).rounded()
+        if (np.abs(pairs.first + pairs.second) > PAIR_LIMIT).any():
+            return True
+    return False
+
+
+def _where(mask: npt.NDArray[np.bool_]) -> tuple[IntArray, ...]:
+    """As numpy.nonzero, which is slow in more than one dimension."""
+    return tuple(np.unravel_index(np.flatnonzero(mask), mask.shape))
 
 
 def empty_fronts(places: int) -> Fronts:
@@ -131,7 +157,7 @@ def add_to_fronts(fronts: Fronts, x: Array, axis: int, scale: float, zero_point:
     first = x[(*before, slice(0, even, 2))]
     second = x[(*before, slice(1, even, 2))]
     # the integers add up to LEAST_SUM: less 1, as each may have been rounded up by a half
-    index = np.nonzero(first + second >= np.float32((LEAST_SUM - 1.01 - 2 * zero_point) * scale))
+    index = _where(first + second >= np.float32((LEAST_SUM - 1.01 - 2 * zero_point) * scale))
     v, y = (
         np.clip(np.rint(part[index] / np.float32(scale)) + zero_point, 0, UINT8_MAX)
         for part in (first, second)
