@@ -13,7 +13,7 @@ on the first validation images: SQNR against fp32, and against the same file on 
 nodes that differ are those that saturate, compared with those whose scales --isa avx2 raised.
 (AVX512 without VNNI has the instruction of AVX2; no qemu of today emulates it.)
 
-    python -m benchmarks.isa [NETWORK ...] [--images 100] [--layers] [--file FILE]
+    python -m benchmarks.isa [NETWORK ...] [--images 100] [--layers] [--on avx2] [--file FILE]
 
 The root for Arm, made on Debian 12; any onnxruntime that the emulator bears (1.26 does) will do:
 
@@ -92,7 +92,7 @@ class Machine:
 
 
 def machines() -> list[Machine]:
-    """This one first."""
+    """All; this one first."""
     haswell = shutil.which("qemu-x86_64")
     aarch64 = shutil.which("qemu-aarch64")
     root = Path(os.environ.get("ONNXQ_ARM_ROOT", ""))
@@ -211,16 +211,21 @@ def saturating(path: Path, feeds: Array, here: Machine, there: Machine, folder: 
 
 
 def measure(
-    network: Network, files: Mapping[str, Path], images: Images, table: Table, folder: Path
+    network: Network,
+    files: Mapping[str, Path],
+    images: Images,
+    others: Sequence[Machine],
+    table: Table,
+    folder: Path,
 ) -> None:
-    """A row for each file on each machine."""
+    """A row for each file on this machine and the others."""
     feeds = np.stack([images[i][images_input(network)] for i in range(len(images))])
     active = plain_session(network.file)
     reference = np.stack([active.run(None, {images_input(network): row})[0] for row in feeds])
     for isa, path in files.items():
         place = folder_for(folder, f"{network.name}-{isa}", path, feeds)
         here = None
-        for machine in machines():
+        for machine in (machines()[0], *others):
             if machine.missing:
                 table.add_row(network.name, isa, machine.name, machine.missing)
                 continue
@@ -277,7 +282,9 @@ def main() -> None:
     parser.add_argument("--layers", action="store_true", help="run each weighted node alone, too")
     parser.add_argument("--layer-images", type=int, default=8)
     parser.add_argument("--file", type=Path, help="run this one; the NETWORK is its float model")
+    parser.add_argument("--on", choices=("avx2", "arm"), help="only there and here; default both")
     arguments = parser.parse_args()
+    others = [m for m in machines()[1:] if arguments.on in (None, m.name)]
     columns = ("network", "file for", "runs on", "SQNR dB", "to this machine", "agreement", "s")
     table = Table(*columns)
     with tempfile.TemporaryDirectory() as name:
@@ -285,13 +292,13 @@ def main() -> None:
         for network in (NETWORKS[n] for n in arguments.networks):
             images = load_images(network, "validation", arguments.images, images_input(network))
             if arguments.file is not None:
-                measure(network, {"as it is": arguments.file}, images, table, folder)
+                measure(network, {"as it is": arguments.file}, images, others, table, folder)
                 continue
             files = {isa: folder / f"{network.name}-{isa}.onnx" for isa in ("vnni", "avx2")}
             reports = {
                 isa: quantize(network, isa, arguments.samples, path) for isa, path in files.items()
             }
-            measure(network, files, images, table, folder)
+            measure(network, files, images, others, table, folder)
             if arguments.layers and machines()[1].missing is None:
                 feeds = np.stack([images[i][images_input(network)] for i in range(len(images))])
                 some = feeds[: arguments.layer_images]

@@ -93,7 +93,8 @@ def find_pairs(w: Array, scale: Array, layout: Layout, *, least: float) -> Pairs
     """
     w = w.astype(np.float32) if w.dtype.itemsize < 4 else w
     axis, channel_axis = layout.axis, layout.channel_axis
-    if layout.groups is not None and w.shape[1] % 2 and (layout.groups > 1 or w[0, 0].size > 1):
+    groups = layout.groups or 1
+    if layout.groups is not None and w.shape[1] % 2 and max(groups, *w.shape[2:]) > 1:
         # the last input of a position has the first of the next for a neighbour
         rows = np.moveaxis(w, 1, -1).reshape(w.shape[0], -1)
         found = find_pairs(rows, scale, Layout(1, channel_axis), least=least)
@@ -108,8 +109,8 @@ def find_pairs(w: Array, scale: Array, layout: Layout, *, least: float) -> Pairs
     index = _where(np.abs(total, out=total) >= limit)
     channel = np.zeros(len(index[0]), np.int64) if channel_axis is None else index[channel_axis]
     place = index[axis]
-    if layout.groups is not None and layout.groups > 1:
-        place = place + index[0] // (w.shape[0] // layout.groups) * (even // 2)
+    if groups > 1:
+        place = place + index[0] // (w.shape[0] // groups) * (even // 2)
     steps = np.asarray(scale, np.float32).reshape(-1)[channel]
     quotients = [np.asarray(part[index] / steps, np.float64) for part in (first, second)]
     return Pairs(channel, place, *quotients)
