@@ -91,7 +91,7 @@ def find_pairs(w: Array, scale: Array, layout: Layout, *, least: float) -> Pairs
 
     scale: float32, of shape [] or [channels]. An odd last product has no neighbour.
     """
-    w = w.astype(np.float32) if w.dtype.itemsize < 4 else w
+    w = w.astype(np.float32, copy=False)
     axis, channel_axis = layout.axis, layout.channel_axis
     groups = layout.groups or 1
     if layout.groups is not None and w.shape[1] % 2 and max(groups, *w.shape[2:]) > 1:
