@@ -84,6 +84,8 @@ def test_pairs_are_those_of_the_literal_loops(shape: tuple[int, ...], layout: La
     got = list(zip(found.channel, found.first, found.second, strict=True))
     assert len(got) > 2
     assert np.allclose(sorted(got), sorted(expected))
+    mixed = bool(layout.groups and shape[1] % 2 and (layout.groups > 1 or max(shape[2:]) > 1))
+    assert (found.place < 0).all() if mixed else (found.place >= 0).all()
 
 
 @pytest.mark.parametrize(("shape", "layout"), LAYOUTS)
@@ -108,15 +110,33 @@ def test_the_largest_sum_is_that_of_all_inputs_one_by_one(groups: int) -> None:
     add_to_fronts(fronts, x[1:], 1, 0.1, 30)
     q = np.clip(np.rint(x / np.float32(0.1)) + 30, 0, 255)
     pairs = find_pairs(w, np.ones(6, np.float32), Layout(1, 0, groups), least=PAIR_LIMIT + 1)
-    found = largest(pairs, fronts)
-    assert len(pairs) > 5
-    assert {bool(f > INT16_MAX) for f in found} == {False, True}
-    for place, a, b, most in zip(pairs.place, pairs.first, pairs.second, found, strict=True):
-        true = np.abs(q[:, 2 * place] * a + q[:, 2 * place + 1] * b).max()
-        # what cannot saturate may be left out
-        assert most == true if true > INT16_MAX else most <= INT16_MAX
+    most = largest(pairs, fronts)
+    # what cannot saturate may be left out
+    found = {
+        (c, a, b): m if m > INT16_MAX else 0
+        for c, a, b, m in zip(pairs.channel, pairs.first, pairs.second, most, strict=True)
+    }
+    true = {}
+    for o, i, k, n in np.ndindex(6, 12 // groups // 2, 2, 2):
+        a, b = w[o, 2 * i, k, n], w[o, 2 * i + 1, k, n]
+        first = o // (6 // groups) * (12 // groups) + 2 * i
+        if abs(a + b) > PAIR_LIMIT:
+            peak = np.abs(q[:, first] * a + q[:, first + 1] * b).max()
+            true[o, a, b] = peak if peak > INT16_MAX else 0
+    assert found == true
+    assert {peak > 0 for peak in true.values()} == {False, True}
     everything = np.abs(pairs.first + pairs.second) * 255
     assert np.array_equal(largest(pairs, FULL), everything)
+
+
+def test_no_inputs_that_can_saturate_are_left_out() -> None:
+    pairs = find_pairs(np.full((1, 2), 127, np.float32), np.ones(1), Layout(1, 0), least=129)
+    for v in range(4, 256):
+        for total in (258, 259):
+            fronts = empty_fronts(1)
+            x = np.array([[v - 128.49, total - v - 128.49]], np.float32)  # rounded up by a half
+            add_to_fronts(fronts, x, 1, 1.0, 128)
+            assert (largest(pairs, fronts)[0] > INT16_MAX) == (total * 127 > INT16_MAX)
 
 
 def test_inputs_of_different_positions_may_all_be_large() -> None:
