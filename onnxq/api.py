@@ -216,6 +216,7 @@ def quantize_static(
     method: str = ...,
     percentile: float = ...,
     target: str | None = ...,
+    isa: str | None = ...,
     granularity: Granularity = ...,
     weight_correction: bool = ...,
     symmetric: bool | None = ...,
@@ -248,6 +249,7 @@ def quantize_static(
     method: str = ...,
     percentile: float = ...,
     target: str | None = ...,
+    isa: str | None = ...,
     granularity: Granularity = ...,
     weight_correction: bool = ...,
     symmetric: bool | None = ...,
@@ -279,6 +281,7 @@ def quantize_static(
     method: str = DEFAULT_METHOD,
     percentile: float = 0.9999,
     target: str | None = None,
+    isa: str | None = None,
     granularity: Granularity = "channel",
     weight_correction: bool = False,
     symmetric: bool | None = None,
@@ -309,6 +312,8 @@ def quantize_static(
     percentile: for `hist`, the share to cover (0.9999, or 99.99 percent).
     target: one of onnxruntime-x86, onnxruntime-arm, openvino, tensorrt, paddle; None for
         onnxruntime on this machine's kind of processor.
+    isa: avx2, avx512, vnni or arm: of the processor that will run a file for onnxruntime-x86; None
+        for that of this machine. Weights are made to fit sums that saturate without VNNI.
     granularity, weight_correction: of weights.
     symmetric: of activations; None for the target's choice.
     integer_io: float inputs and outputs become integers; the report says with which parameters.
@@ -323,6 +328,7 @@ def quantize_static(
         method=method,
         percentile=percentile,
         target=target,
+        isa=isa,
         granularity=granularity,
         weight_correction=weight_correction,
         symmetric=symmetric,

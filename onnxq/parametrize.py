@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,7 @@ from onnxq.qtypes import (
     QuantSpec,
 )
 
-__all__ = ["check_finite", "parametrize"]
+__all__ = ["check_finite", "parametrize", "refit_biases", "tensor_of"]
 
 THREADS = min(4, os.cpu_count() or 1)
 # The integer that the bias of a channel without weights becomes
@@ -99,7 +100,7 @@ def check_finite(prepared: Prepared, placement: Placement) -> None:
     kinds = [*((w.tensor, "weight") for w in placement.weights)]
     kinds += [(b.tensor, "bias") for b in placement.biases]
     for name, kind in kinds:
-        if not np.isfinite(read(_tensor(prepared, name), lambda values: abs_max(values, None))):
+        if not np.isfinite(read(tensor_of(prepared, name), lambda values: abs_max(values, None))):
             raise _not_finite(prepared, name, kind)
 
 
@@ -116,7 +117,8 @@ def _tensors(prepared: Prepared) -> dict[str, ir.TensorProtocol]:
     return {v.name or "": v.const_value for v in values if v.const_value is not None}
 
 
-def _tensor(prepared: Prepared, name: str) -> ir.TensorProtocol:
+def tensor_of(prepared: Prepared, name: str) -> ir.TensorProtocol:
+    """The constant of that name."""
     for graph in prepared.ir.graphs():
         value = graph.initializers.get(name)
         if value is not None and value.const_value is not None:
@@ -143,7 +145,7 @@ def _with_spread(prepared: Prepared, name: str, params: QuantParams) -> QuantPar
     def ratio(values: Array) -> Float64Array:
         return spread_ratio(values, round_to_mean(values, params), params)
 
-    factor = read(_tensor(prepared, name), ratio)
+    factor = read(tensor_of(prepared, name), ratio)
     scale = np.maximum(params.scale * factor, SMALLEST_SCALE).astype(np.float32)
     return QuantParams(params.spec, scale.reshape(params.scale.shape), params.zero_point)
 
@@ -211,7 +213,7 @@ def _fit_biases(
     found: list[tuple[Use, QuantParams, str]] = []
     for bias in placement.biases:
         s_x = plan.activation_params(activations[bias.activation])
-        values = np.asarray(_tensor(prepared, bias.tensor).numpy(), np.float64).reshape(-1)
+        values = np.asarray(tensor_of(prepared, bias.tensor).numpy(), np.float64).reshape(-1)
         if s_x.spec.qtype.bits > 8:
             alpha = np.abs(values).max(initial=0.0)
             fitted[bias.use] = symmetric_params(QuantSpec(INT32, PerTensor(), True), alpha)
@@ -222,9 +224,26 @@ def _fit_biases(
         needed[bias.weight] = np.maximum(scaled, needed.get(bias.weight, 0.0))
         found.append((bias.use, s_x, bias.weight))
     for weight, scaled in needed.items():
-        params[weight] = _with_room(_tensor(prepared, weight), params[weight], scaled)
+        params[weight] = _with_room(tensor_of(prepared, weight), params[weight], scaled)
     # only now are the weights' scales final
     return fitted | {use: _bias_params(s_x, params[weight]) for use, s_x, weight in found}
+
+
+def refit_biases(prepared: Prepared, plan: Plan) -> Plan:
+    """The plan with biases that fit the scales of its weights as they are now.
+
+    A weight's scale is raised where its bias takes that, as in `parametrize`.
+    """
+    params = dict(plan.params)
+    biases = _fit_biases(prepared, plan.placement, params)
+    updates = dict(plan.updates)
+    for name, update in plan.updates.items():
+        if update.to_mean is not None:  # rounded at the scale that its bias has raised, if it has
+            at, final = update.to_mean, params[name].scale
+            scale = np.where(final == plan.params[name].scale, at.scale, final).astype(np.float32)
+            to_mean = QuantParams(at.spec, scale, at.zero_point)
+            updates[name] = dataclasses.replace(update, to_mean=to_mean)
+    return Plan(plan.placement, params, biases, updates)
 
 
 def _with_room(tensor: ir.TensorProtocol, params: QuantParams, scaled: Float64Array) -> QuantParams:

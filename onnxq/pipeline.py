@@ -37,6 +37,7 @@ from onnxq.recipe_file import recipe_to_dict
 from onnxq.report import Report, macs_in_int8, notes_on, operator_counts, source_bytes, weight_bytes
 from onnxq.rewrite import fake_quantized, rewrite
 from onnxq.runtime import PROTOBUF_LIMIT, model_size
+from onnxq.saturation import guard, verdict_of
 from onnxq.save import save, to_proto
 from onnxq.selection import Choices
 from onnxq.session import METADATA_KEY, integer_io_of, metadata_of, needed_options
@@ -120,9 +121,18 @@ def run(call: Call) -> Report | onnx.ModelProto:
         plan, placement, tuning = tuned.plan, tuned.plan.placement, tuned.tuning
         recipe = dataclasses.replace(recipe, tune_latency=False, rules=recipe.rules + tuning.rules)
         clock.lap("tune")
+    verdict = None
     if calibration is not None:
-        plan = improve(prepared, calibration, data.calibration if data else None, plan)
+        assert isinstance(recipe, StaticRecipe)
+        calibrating = data.calibration if data else None
+        if recipe.isa is not None:
+            guarded, verdict = guard(prepared, calibrating, plan, recipe.isa)
+            plan = guarded
+            clock.lap("guard")
+        plan = improve(prepared, calibration, calibrating, plan)
         clock.lap("improve")
+        if verdict is not None and plan is not guarded:
+            verdict = verdict_of(prepared, plan, verdict)
     # with nothing to write into it the model stays as it was given
     result = source.ir.clone() if placement.is_empty else rewrite(prepared, plan)
     metadata = _metadata(source, plan, recipe, calibration)
@@ -150,8 +160,10 @@ def run(call: Call) -> Report | onnx.ModelProto:
         verification=verification if isinstance(verification, Verification) else None,
         macs=macs_in_int8(prepared, placement, recipe),
         tuning=tuning,
-        notes=tuple(
-            notes_on(source, prepared, placement, recipe, call.output, metadata, verification)
+        saturation=verdict,
+        notes=(
+            *notes_on(source, prepared, placement, recipe, call.output, metadata, verification),
+            *(() if verdict is None else verdict.notes),
         ),
         seconds=clock.laps,
     )
@@ -368,6 +380,8 @@ def _metadata(
     assert calibration is not None
     if recipe.bits != TARGETS[recipe.target or ""].weight.bits:
         found["bits"] = recipe.bits
+    if recipe.isa is not None:
+        found["isa"] = recipe.isa
     found |= {"target": recipe.target, "method": recipe.method, "granularity": recipe.granularity}
     if recipe.method in ("hist", "percentile"):
         found["percentile"] = recipe.method_options.share

@@ -19,6 +19,7 @@ from onnxq.plans import ActivationPlacement, Placement, Plan, Use
 from onnxq.prepare import Prepared
 from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.recipe_file import load_recipe, recipe_to_dict
+from onnxq.saturation import guard
 from onnxq.selection import Choices
 
 __all__ = ["PlanReport", "check_patterns", "plan"]
@@ -191,6 +192,8 @@ def plan(
         made = parametrize(prepared, placement)
     elif statistics is not None:
         made = parametrize(prepared, placement, statistics_of(statistics, prepared))
+        if recipe.isa is not None:
+            made, _ = guard(prepared, None, made, recipe.isa)
     else:  # the scales that weights have by themselves
         weights = dataclasses.replace(placement, activations=(), biases=())
         made = parametrize(prepared, weights)

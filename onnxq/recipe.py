@@ -23,6 +23,7 @@ from typing import (
 
 from onnxq.data.images import ImageOptions
 from onnxq.errors import OptionError
+from onnxq.isa import ISAS, SATURATING, host_isa
 from onnxq.numerics.ranges import METHODS
 from onnxq.targets import TARGETS, target_of
 
@@ -48,6 +49,8 @@ DEFAULT_METHOD = "mse"
 BITS = (8, 16)
 GRANULARITIES = ("channel", "tensor")
 ENCODINGS = ("qdq", "fold")
+# The one target of whose kernels is known what they do on which instruction set
+GUARDED_TARGET = "onnxruntime-x86"
 # What a rule may set in each mode; the rest means nothing there
 STATIC_ONLY = ("method", "percentile")
 
@@ -192,6 +195,8 @@ class StaticRecipe(_Common):
 
     bits: of weights and activations; 16 runs as float in all kernels known here.
     target: None for onnxruntime on this machine's kind of processor.
+    isa: of the x86 processor that runs it; None for that of this machine. On those without VNNI
+        (avx2, avx512) sums of products can saturate: there weights are made to fit.
     symmetric: of activations; None for the target's own choice.
     tune_latency: time it in onnxruntime on this machine, and leave float what loses time. The
         report says which rules make the same choice without timing.
@@ -203,6 +208,7 @@ class StaticRecipe(_Common):
 
     bits: int = 8
     target: str | None = None
+    isa: str | None = None
     method: str = DEFAULT_METHOD
     percentile: float = 0.9999
     symmetric: bool | None = None
@@ -222,6 +228,13 @@ class StaticRecipe(_Common):
         if self.bits > 8 and "KL" in (self.method, *(rule.method for rule in self.rules)):
             raise OptionError("KL degenerates above 8 bits: choose another method")
         target = target_of(self.target)
+        if self.isa is not None:
+            check_choice("isa", self.isa, ISAS)
+        if self.isa in SATURATING and target.name != GUARDED_TARGET:
+            raise OptionError(
+                f"isa {self.isa} is for target {GUARDED_TARGET}, whose kernels are known; for "
+                f"{target.name} leave it out"
+            )
         for name in ("samples", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -242,8 +255,12 @@ class StaticRecipe(_Common):
         return MethodOptions(self.method, self.percentile)
 
     def effective(self) -> StaticRecipe:
-        """The same with the target spelled out, so that it means the same on any machine."""
-        return dataclasses.replace(self, target=target_of(self.target).name)
+        """The same with target and isa spelled out, so that it means the same on any machine."""
+        target = target_of(self.target).name
+        asked = target == GUARDED_TARGET and self.bits == 8
+        return dataclasses.replace(
+            self, target=target, isa=(self.isa or host_isa()) if asked else None
+        )
 
 
 Recipe = DynamicRecipe | StaticRecipe

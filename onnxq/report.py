@@ -18,6 +18,7 @@ from onnxq.prepare import Prepared
 from onnxq.qtypes import INT8
 from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.runtime import foreign_ops
+from onnxq.saturation import Verdict
 from onnxq.session import integer_io_of, needed_options
 from onnxq.tune import Tuning
 from onnxq.verify import Verification
@@ -84,6 +85,7 @@ class Report:
     verification: of the result on the samples held out; None if it was not verified.
     macs: the products that run on integers, and all (static mode).
     tuning: what was timed and chosen with `tune_latency`; None without it.
+    saturation: on which processors the file is exact; None where that is no question.
     skips: everything that stayed float, with the reason.
     notes: what the caller should know: how to load the file, what was raised or chosen.
     seconds: by stage.
@@ -103,6 +105,7 @@ class Report:
     verification: Verification | None = None
     macs: IntegerShare | None = None
     tuning: Tuning | None = None
+    saturation: Verdict | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -129,6 +132,7 @@ class Report:
             ),
             "macs": None if self.macs is None else self.macs.to_dict(),
             "tuning": None if self.tuning is None else self.tuning.to_dict(),
+            "saturation": None if self.saturation is None else self.saturation.to_dict(),
             "skipped": [dataclasses.asdict(skip) for skip in self.skips],
             "notes": list(self.notes),
             "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},

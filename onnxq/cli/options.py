@@ -67,6 +67,10 @@ class TargetName(StrEnum):
     OPENVINO, TENSORRT, PADDLE = "openvino", "tensorrt", "paddle"
 
 
+class Isa(StrEnum):
+    AVX2, AVX512, VNNI, ARM = "avx2", "avx512", "vnni", "arm"
+
+
 class Mode(StrEnum):
     """The two ways to quantize."""
 
@@ -260,6 +264,10 @@ def static_options(
         TargetName | None,
         typer.Option(help="The runtime; default: onnxruntime on this kind of processor."),
     ] = None,
+    isa: Annotated[
+        Isa | None,
+        typer.Option(help="Of the x86 processor that will run it; default: of this one."),
+    ] = None,
     symmetric: Annotated[
         bool | None,
         typer.Option(
@@ -294,6 +302,7 @@ def static_options(
         "method": method,
         "percentile": percentile,
         "target": target,
+        "isa": isa,
         "symmetric": symmetric,
         "integer_io": integer_io,
         "verify": verify,
