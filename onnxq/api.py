@@ -18,9 +18,10 @@ from onnxq.data.samples import DataLike
 from onnxq.errors import ModelError, OptionError
 from onnxq.files import check_writable
 from onnxq.model import ModelLike, load
-from onnxq.pipeline import Call, PathLike, collect_statistics, run
+from onnxq.pipeline import Call, PathLike, Tell, collect_statistics, run
 from onnxq.recipe import (
     DEFAULT_METHOD,
+    Accuracy,
     DynamicRecipe,
     Encoding,
     Granularity,
@@ -47,6 +48,7 @@ def quantize(
     test_model: PathLike | None = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    tell: Tell | None = ...,
 ) -> onnx.ModelProto: ...
 
 
@@ -61,6 +63,7 @@ def quantize(
     test_model: PathLike | None = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    tell: Tell | None = ...,
 ) -> Report: ...
 
 
@@ -74,6 +77,7 @@ def quantize(
     test_model: PathLike | None = None,
     report: PathLike | None = None,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> Report | onnx.ModelProto:
     """Quantize by a recipe, or by the file of one.
 
@@ -84,6 +88,7 @@ def quantize(
     test_model: also write a float model with the rounded weights here (dynamic mode).
     report: also write the report here, as JSON.
     progress: called with the number of samples done and of all.
+    tell: called with a line of text: what the accuracy level will cost, and what it cost.
 
     Raises OptionError, ModelError, DataError, CalibrationError or OutputError; then nothing has
     been written.
@@ -103,6 +108,7 @@ def quantize(
             None if report is None else Path(report),
             recipe_file,
             progress,
+            tell,
         )
     )
 
@@ -205,6 +211,7 @@ def quantize_static(
     bits: int = ...,
     method: str = ...,
     percentile: float = ...,
+    accuracy: Accuracy = ...,
     target: str | None = ...,
     granularity: Granularity = ...,
     weight_correction: bool = ...,
@@ -234,6 +241,7 @@ def quantize_static(
     bits: int = ...,
     method: str = ...,
     percentile: float = ...,
+    accuracy: Accuracy = ...,
     target: str | None = ...,
     granularity: Granularity = ...,
     weight_correction: bool = ...,
@@ -262,6 +270,7 @@ def quantize_static(
     bits: int = 8,
     method: str = DEFAULT_METHOD,
     percentile: float = 0.9999,
+    accuracy: Accuracy = "fast",
     target: str | None = None,
     granularity: Granularity = "channel",
     weight_correction: bool = False,
@@ -288,6 +297,8 @@ def quantize_static(
     images: how image files become arrays.
     method: KL, hist (percentile), mse, emd, ptf, avg, abs_max or min_max.
     percentile: for `hist`, the share to cover (0.9999, or 99.99 percent).
+    accuracy: what is done beyond ranges: `none`; `fast`, about as long as calibration; `balanced`;
+        or `best`, minutes. Whatever makes the outputs worse is taken back; see `Report.ledger`.
     target: one of onnxruntime-x86, onnxruntime-arm, openvino, tensorrt, paddle; None for
         onnxruntime on this machine's kind of processor.
     granularity, weight_correction: of weights.
@@ -301,6 +312,7 @@ def quantize_static(
         bits=bits,
         method=method,
         percentile=percentile,
+        accuracy=accuracy,
         target=target,
         granularity=granularity,
         weight_correction=weight_correction,

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,19 @@ from onnxq.session import METADATA_KEY, integer_io_of, metadata_of, needed_optio
 from onnxq.targets import TARGETS, target_of
 from onnxq.verify import Verification, check_result, verify
 
-__all__ = ["Call", "PathLike", "collect_statistics", "place", "prepare_for", "run", "statistics_of"]
+__all__ = [
+    "Call",
+    "PathLike",
+    "Tell",
+    "collect_statistics",
+    "place",
+    "prepare_for",
+    "run",
+    "statistics_of",
+]
 
 PathLike = str | os.PathLike[str]
+Tell = Callable[[str], None]
 
 # Per-axis DequantizeLinear came with opset 13; Cast and Mul broadcast since opset 7
 QDQ_OPSET, PLAIN_OPSET = 13, 7
@@ -62,6 +72,7 @@ class Call:
     report: Path | None = None
     recipe_file: Path | None = None
     progress: Progress | None = None
+    tell: Tell | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +113,11 @@ def run(call: Call) -> Report | onnx.ModelProto:
         clock.lap("calibrate")
     plan = parametrize(prepared, placement, calibration)
     clock.lap("parametrize")
-    if calibration is not None:
-        plan = improve(prepared, calibration, data.calibration if data else None, plan)
+    ledger = None
+    if isinstance(recipe, StaticRecipe) and calibration is not None:
+        samples = data.calibration if data else None
+        improved = improve(prepared, calibration, samples, plan, recipe.accuracy, tell=call.tell)
+        plan, ledger = improved.plan, improved.ledger
         clock.lap("improve")
     # with nothing to write into it the model stays as it was given
     result = source.ir.clone() if placement.is_empty else rewrite(prepared, plan)
@@ -130,8 +144,11 @@ def run(call: Call) -> Report | onnx.ModelProto:
         operators=operator_counts(prepared, placement),
         split=None if data is None else data.split,
         verification=verification if isinstance(verification, Verification) else None,
+        ledger=ledger,
         notes=tuple(
-            notes_on(source, prepared, placement, recipe, call.output, metadata, verification)
+            notes_on(
+                source, prepared, placement, recipe, call.output, metadata, verification, ledger
+            )
         ),
         seconds=clock.laps,
     )
@@ -337,6 +354,8 @@ def _metadata(
     found |= {"target": recipe.target, "method": recipe.method, "granularity": recipe.granularity}
     if recipe.method in ("hist", "percentile"):
         found["percentile"] = recipe.method_options.share
+    if recipe.accuracy != "none":
+        found["accuracy"] = recipe.accuracy
     found["samples"] = calibration.samples
     return found
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_METHOD",
+    "Accuracy",
     "DynamicRecipe",
     "Encoding",
     "Granularity",
@@ -43,11 +44,13 @@ __all__ = [
 
 Granularity = Literal["channel", "tensor"]
 Encoding = Literal["qdq", "fold"]
+Accuracy = Literal["none", "fast", "balanced", "best"]
 
 DEFAULT_METHOD = "mse"
 BITS = (8, 16)
 GRANULARITIES = ("channel", "tensor")
 ENCODINGS = ("qdq", "fold")
+ACCURACIES = ("none", "fast", "balanced", "best")
 # What a rule may set in each mode; the rest means nothing there
 STATIC_ONLY = ("method", "percentile")
 
@@ -203,6 +206,7 @@ class StaticRecipe(_Common):
     target: str | None = None
     method: str = DEFAULT_METHOD
     percentile: float = 0.9999
+    accuracy: Accuracy = "fast"
     symmetric: bool | None = None
     integer_io: bool = False
     data: str | None = None
@@ -216,6 +220,7 @@ class StaticRecipe(_Common):
         super().__post_init__()
         MethodOptions(self.method, self.percentile)
         check_choice("bits", self.bits, BITS)
+        check_choice("accuracy", self.accuracy, ACCURACIES)
         if self.bits > 8 and "KL" in (self.method, *(rule.method for rule in self.rules)):
             raise OptionError("KL degenerates above 8 bits: choose another method")
         target = target_of(self.target)

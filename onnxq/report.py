@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.data.split import Split
+from onnxq.improve.ledger import Ledger
 from onnxq.measure.comparison import finite
 from onnxq.model import SourceModel, initializers
 from onnxq.plans import Placement, Plan, Skip
@@ -78,6 +79,7 @@ class Report:
     recipe: the effective recipe, as plain values.
     split: which samples calibrated and which were held out; None without samples.
     verification: of the result on the samples held out; None if it was not verified.
+    ledger: what the accuracy level tried, and what of it was kept; None in dynamic mode.
     skips: everything that stayed float, with the reason.
     notes: what the caller should know: how to load the file, what was raised or chosen.
     seconds: by stage.
@@ -95,6 +97,7 @@ class Report:
     operators: Mapping[str, int] = field(default_factory=dict)
     split: Split | None = None
     verification: Verification | None = None
+    ledger: Ledger | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -119,6 +122,7 @@ class Report:
             "verification": finite(
                 None if self.verification is None else dataclasses.asdict(self.verification)
             ),
+            "improvement": None if self.ledger is None else self.ledger.to_dict(),
             "skipped": [dataclasses.asdict(skip) for skip in self.skips],
             "notes": list(self.notes),
             "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},
@@ -162,6 +166,7 @@ def notes_on(
     path: Path | None,
     metadata: Mapping[str, Any],
     verification: Verification | str | None,
+    ledger: Ledger | None = None,
 ) -> list[str]:
     """What the caller should know of this result."""
     found = []
@@ -192,6 +197,10 @@ def notes_on(
         found.append(
             f"{name!r} is {params.dtype}: real value = "
             f"(integer - {params.zero_point}) * {params.scale:.9g}"
+        )
+    if ledger is not None and ledger.interrupted:
+        found.append(
+            f"stopped before accuracy {ledger.level} was through: this is the best until then"
         )
     if isinstance(recipe, StaticRecipe) and verification is None:
         why = "--no-verify" if not recipe.verify else "statistics, but no samples, were given"

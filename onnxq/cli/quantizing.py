@@ -22,7 +22,7 @@ from onnxq.cli.options import (
     takes,
 )
 from onnxq.cli.show_report import print_report
-from onnxq.cli.terminal import console, print_json, progress_bar
+from onnxq.cli.terminal import console, print_json, progress_bar, tell
 
 __all__ = ["calibrate", "dynamic", "recipe", "static"]
 
@@ -65,6 +65,10 @@ def static(
     output: Output,
     settings: Settings,
     report: ReportFile = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Print what each accuracy pass tried, and what was kept."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Quantize weights and activations to INT8, with ranges from samples."""
@@ -73,8 +77,8 @@ def static(
 
     check_recipe_file(settings, output, report)
     with progress_bar("calibrating") as progress:
-        done = quantize(model, output, recipe, report=report, progress=progress)
-    print_report(done, as_json=json)
+        done = quantize(model, output, recipe, report=report, progress=progress, tell=tell)
+    print_report(done, as_json=json, explain=explain)
 
 
 @takes(sample_options, image_options)
