@@ -19,9 +19,10 @@ from onnxq.data.samples import DataLike
 from onnxq.errors import ModelError, OptionError
 from onnxq.files import check_writable
 from onnxq.model import ModelLike, load
-from onnxq.pipeline import Call, PathLike, collect_statistics, run
+from onnxq.pipeline import Call, PathLike, Tell, collect_statistics, run
 from onnxq.recipe import (
     DEFAULT_METHOD,
+    Accuracy,
     DynamicRecipe,
     Encoding,
     Granularity,
@@ -50,6 +51,7 @@ def quantize(
     progress: Progress | None = ...,
     workers: int | None = ...,
     executor: Executor | None = ...,
+    tell: Tell | None = ...,
 ) -> onnx.ModelProto: ...
 
 
@@ -66,6 +68,7 @@ def quantize(
     progress: Progress | None = ...,
     workers: int | None = ...,
     executor: Executor | None = ...,
+    tell: Tell | None = ...,
 ) -> Report: ...
 
 
@@ -81,6 +84,7 @@ def quantize(
     progress: Progress | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
+    tell: Tell | None = None,
 ) -> Report | onnx.ModelProto:
     """Quantize by a recipe, or by the file of one.
 
@@ -93,6 +97,7 @@ def quantize(
     progress: called with the number of samples done and of all.
     workers: run the samples in so many processes; the same bits. executor: any
         `concurrent.futures.Executor`, such as dask's `Client.get_executor()`, in their place.
+    tell: called with a line of text: what the accuracy level will cost, and what it cost.
 
     Raises OptionError, ModelError, DataError, CalibrationError or OutputError; then nothing has
     been written.
@@ -113,6 +118,7 @@ def quantize(
             recipe_file,
             progress,
             Spread(workers, executor),
+            tell,
         )
     )
 
@@ -215,6 +221,7 @@ def quantize_static(
     bits: int = ...,
     method: str = ...,
     percentile: float = ...,
+    accuracy: Accuracy = ...,
     target: str | None = ...,
     isa: str | None = ...,
     granularity: Granularity = ...,
@@ -248,6 +255,7 @@ def quantize_static(
     bits: int = ...,
     method: str = ...,
     percentile: float = ...,
+    accuracy: Accuracy = ...,
     target: str | None = ...,
     isa: str | None = ...,
     granularity: Granularity = ...,
@@ -280,6 +288,7 @@ def quantize_static(
     bits: int = 8,
     method: str = DEFAULT_METHOD,
     percentile: float = 0.9999,
+    accuracy: Accuracy = "fast",
     target: str | None = None,
     isa: str | None = None,
     granularity: Granularity = "channel",
@@ -310,6 +319,8 @@ def quantize_static(
     images: how image files become arrays.
     method: KL, hist (percentile), mse, emd, ptf, avg, abs_max or min_max.
     percentile: for `hist`, the share to cover (0.9999, or 99.99 percent).
+    accuracy: what is done beyond ranges: `none`; `fast`, about as long as calibration; `balanced`;
+        or `best`, minutes. Whatever makes the outputs worse is taken back; see `Report.ledger`.
     target: one of onnxruntime-x86, onnxruntime-arm, openvino, tensorrt, paddle; None for
         onnxruntime on this machine's kind of processor.
     isa: avx2, avx512, vnni or arm: of the processor that will run a file for onnxruntime-x86; None
@@ -327,6 +338,7 @@ def quantize_static(
         bits=bits,
         method=method,
         percentile=percentile,
+        accuracy=accuracy,
         target=target,
         isa=isa,
         granularity=granularity,

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,19 @@ from onnxq.targets import TARGETS, target_of
 from onnxq.tune import tuned_plan
 from onnxq.verify import Verification, check_result, verify
 
-__all__ = ["Call", "PathLike", "collect_statistics", "place", "prepare_for", "run", "statistics_of"]
+__all__ = [
+    "Call",
+    "PathLike",
+    "Tell",
+    "collect_statistics",
+    "place",
+    "prepare_for",
+    "run",
+    "statistics_of",
+]
 
 PathLike = str | os.PathLike[str]
+Tell = Callable[[str], None]
 
 # Per-axis DequantizeLinear came with opset 13; Cast and Mul broadcast since opset 7
 QDQ_OPSET, PLAIN_OPSET = 13, 7
@@ -67,6 +77,7 @@ class Call:
     recipe_file: Path | None = None
     progress: Progress | None = None
     spread: Spread = Spread()  # noqa: RUF009  # frozen
+    tell: Tell | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +132,7 @@ def run(call: Call) -> Report | onnx.ModelProto:
         plan, placement, tuning = tuned.plan, tuned.plan.placement, tuned.tuning
         recipe = dataclasses.replace(recipe, tune_latency=False, rules=recipe.rules + tuning.rules)
         clock.lap("tune")
-    verdict = None
+    verdict, ledger = None, None
     if calibration is not None:
         assert isinstance(recipe, StaticRecipe)
         calibrating = data.calibration if data else None
@@ -129,7 +140,10 @@ def run(call: Call) -> Report | onnx.ModelProto:
             guarded, verdict = guard(prepared, calibrating, plan, recipe.isa)
             plan = guarded
             clock.lap("guard")
-        plan = improve(prepared, calibration, calibrating, plan)
+        improved = improve(
+            prepared, calibration, calibrating, plan, recipe.accuracy, tell=call.tell
+        )
+        plan, ledger = improved.plan, improved.ledger
         clock.lap("improve")
         if verdict is not None and plan is not guarded:
             verdict = verdict_of(prepared, plan, verdict)
@@ -161,8 +175,11 @@ def run(call: Call) -> Report | onnx.ModelProto:
         macs=macs_in_int8(prepared, placement, recipe),
         tuning=tuning,
         saturation=verdict,
+        ledger=ledger,
         notes=(
-            *notes_on(source, prepared, placement, recipe, call.output, metadata, verification),
+            *notes_on(
+                source, prepared, placement, recipe, call.output, metadata, verification, ledger
+            ),
             *(() if verdict is None else verdict.notes),
         ),
         seconds=clock.laps,
@@ -385,6 +402,8 @@ def _metadata(
     found |= {"target": recipe.target, "method": recipe.method, "granularity": recipe.granularity}
     if recipe.method in ("hist", "percentile"):
         found["percentile"] = recipe.method_options.share
+    if recipe.accuracy != "none":
+        found["accuracy"] = recipe.accuracy
     found["samples"] = calibration.samples
     return found
 

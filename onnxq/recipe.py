@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_METHOD",
+    "Accuracy",
     "DynamicRecipe",
     "Encoding",
     "Granularity",
@@ -44,6 +45,7 @@ __all__ = [
 
 Granularity = Literal["channel", "tensor"]
 Encoding = Literal["qdq", "fold"]
+Accuracy = Literal["none", "fast", "balanced", "best"]
 
 DEFAULT_METHOD = "mse"
 BITS = (8, 16)
@@ -51,6 +53,7 @@ GRANULARITIES = ("channel", "tensor")
 ENCODINGS = ("qdq", "fold")
 # The one target of whose kernels is known what they do on which instruction set
 GUARDED_TARGET = "onnxruntime-x86"
+ACCURACIES = ("none", "fast", "balanced", "best")
 # What a rule may set in each mode; the rest means nothing there
 STATIC_ONLY = ("method", "percentile")
 
@@ -211,6 +214,7 @@ class StaticRecipe(_Common):
     isa: str | None = None
     method: str = DEFAULT_METHOD
     percentile: float = 0.9999
+    accuracy: Accuracy = "fast"
     symmetric: bool | None = None
     integer_io: bool = False
     data: str | None = None
@@ -225,6 +229,7 @@ class StaticRecipe(_Common):
         super().__post_init__()
         MethodOptions(self.method, self.percentile)
         check_choice("bits", self.bits, BITS)
+        check_choice("accuracy", self.accuracy, ACCURACIES)
         if self.bits > 8 and "KL" in (self.method, *(rule.method for rule in self.rules)):
             raise OptionError("KL degenerates above 8 bits: choose another method")
         target = target_of(self.target)

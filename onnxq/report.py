@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.data.split import Split
+from onnxq.improve.ledger import Ledger
 from onnxq.measure.comparison import finite
 from onnxq.measure.macs import IntegerShare, integer_share
 from onnxq.model import SourceModel, initializers
@@ -86,6 +87,7 @@ class Report:
     macs: the products that run on integers, and all (static mode).
     tuning: what was timed and chosen with `tune_latency`; None without it.
     saturation: on which processors the file is exact; None where that is no question.
+    ledger: what the accuracy level tried, and what of it was kept; None in dynamic mode.
     skips: everything that stayed float, with the reason.
     notes: what the caller should know: how to load the file, what was raised or chosen.
     seconds: by stage.
@@ -106,6 +108,7 @@ class Report:
     macs: IntegerShare | None = None
     tuning: Tuning | None = None
     saturation: Verdict | None = None
+    ledger: Ledger | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -133,6 +136,7 @@ class Report:
             "macs": None if self.macs is None else self.macs.to_dict(),
             "tuning": None if self.tuning is None else self.tuning.to_dict(),
             "saturation": None if self.saturation is None else self.saturation.to_dict(),
+            "improvement": None if self.ledger is None else self.ledger.to_dict(),
             "skipped": [dataclasses.asdict(skip) for skip in self.skips],
             "notes": list(self.notes),
             "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},
@@ -184,6 +188,7 @@ def notes_on(
     path: Path | None,
     metadata: Mapping[str, Any],
     verification: Verification | str | None,
+    ledger: Ledger | None = None,
 ) -> list[str]:
     """What the caller should know of this result."""
     found = []
@@ -214,6 +219,10 @@ def notes_on(
         found.append(
             f"{name!r} is {params.dtype}: real value = "
             f"(integer - {params.zero_point}) * {params.scale:.9g}"
+        )
+    if ledger is not None and ledger.interrupted:
+        found.append(
+            f"stopped before accuracy {ledger.level} was through: this is the best until then"
         )
     if isinstance(recipe, StaticRecipe) and verification is None:
         why = "--no-verify" if not recipe.verify else "statistics, but no samples, were given"

@@ -25,7 +25,7 @@ from onnxq.plans import ActivationPlacement, BiasPlacement, Plan, Use, WeightPla
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Array, PerChannel, QuantParams
 
-__all__ = ["MICROSOFT", "fake_quantized", "integers_of", "rewrite"]
+__all__ = ["MICROSOFT", "chosen_integers", "fake_quantized", "rewrite"]
 
 MICROSOFT = "com.microsoft"
 
@@ -56,10 +56,10 @@ def fake_quantized(prepared: Prepared, plan: Plan) -> ir.Model:
 
 
 def _round(x: Array, plan: Plan, name: str) -> Array:
-    return dequantize(integers_of(x, plan, name), plan.params[name]).astype(x.dtype)
+    return dequantize(chosen_integers(x, plan, name), plan.params[name]).astype(x.dtype)
 
 
-def integers_of(x: Array, plan: Plan, name: str) -> Array:
+def chosen_integers(x: Array, plan: Plan, name: str) -> Array:
     """The integers of a weight with the values x."""
     params, update = plan.params[name], plan.updates.get(name)
     if update is not None and update.integers is not None:
@@ -118,7 +118,7 @@ class _Rewriter:
         if update is not None and update.values is not None:
             source = ir.tensor(update.values, name=name)
         dtype = ir.DataType.from_numpy(params.spec.qtype.dtype)
-        choose = functools.partial(integers_of, plan=self.plan, name=name)
+        choose = functools.partial(chosen_integers, plan=self.plan, name=name)
         integers = _lazy(name, source, dtype, choose)
         if placed.form == "kernel":
             q = self._initializer(graph, f"{name}_quantized", integers)

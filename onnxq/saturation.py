@@ -43,7 +43,7 @@ from onnxq.parametrize import refit_biases, tensor_of
 from onnxq.plans import ActivationPlacement, Plan, Use
 from onnxq.prepare import Prepared
 from onnxq.qtypes import INT8, UINT8, Array, Float64Array, IntArray, QuantParams
-from onnxq.rewrite import integers_of
+from onnxq.rewrite import chosen_integers
 from onnxq.runtime import RuntimeFailureError, run, session
 
 __all__ = ["Layer", "Verdict", "guard", "verdict_of"]
@@ -259,7 +259,7 @@ def _pairs(prepared: Prepared, plan: Plan, product: _Product) -> _Found:
         real = find_pairs(values, scale, product.layout, least=least)
         whole = real.rounded()
         if update is not None and (to_mean is not None or update.integers is not None):
-            q = integers_of(values, plan, product.weight).astype(np.float32)
+            q = chosen_integers(values, plan, product.weight).astype(np.float32)
             whole = find_pairs(q, np.ones_like(scale), product.layout, least=least)
         beyond = whole.where(np.abs(whole.first + whole.second) > PAIR_LIMIT)
         return _Found(real, error, beyond, scale.shape)
@@ -280,7 +280,7 @@ def _can_saturate(prepared: Prepared, plan: Plan, product: _Product) -> bool:
     def find(values: Array) -> bool:
         if not chosen:
             return any_pair(values, params.scale, product.layout)
-        q = integers_of(values, plan, product.weight)
+        q = chosen_integers(values, plan, product.weight)
         return any_pair(q.astype(np.float32), np.ones_like(params.scale), product.layout)
 
     return _values(prepared, plan, product.weight, find)

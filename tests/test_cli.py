@@ -73,7 +73,7 @@ def test_static_from_data_and_from_statistics_give_the_same_bytes(
     tmp_path: Path, samples: Path
 ) -> None:
     direct, statistics, indirect = (tmp_path / n for n in ("a.onnx", "s.npz", "b.onnx"))
-    common = ("--method", "KL", "--target", "onnxruntime-x86", "--no-verify")
+    common = ("--method", "KL", "--target", "onnxruntime-x86", "--no-verify", "--accuracy", "none")
     report = figures("static", DIGITS, "-o", direct, "--data", samples, *common)
     assert report["operators"]["Conv"] == 9
     assert report["settings"]["target"] == "onnxruntime-x86"
@@ -88,7 +88,16 @@ def test_text_output_names_what_stays_float_and_why(tmp_path: Path, samples: Pat
     )
     assert done.returncode == 0, done.stderr
     assert "excluded by pattern 'block1*'" in done.stdout
-    assert done.stderr == ""  # no progress bar where nobody watches
+    # no progress bar where nobody watches; what the accuracy level will cost, and did
+    before, after = done.stderr.splitlines()
+    assert before.startswith("accuracy fast: bias_correction: about ")
+    assert after.startswith("accuracy fast: took ")
+
+
+def test_explain_prints_what_each_pass_tried(tmp_path: Path, samples: Path) -> None:
+    done = onnxq("static", DIGITS, "-o", tmp_path / "o.onnx", "--data", samples, "--explain")
+    assert "bias_correction: " in done.stdout
+    assert "kept: 10 biases, one layer after the other" in done.stdout
 
 
 @pytest.mark.parametrize(

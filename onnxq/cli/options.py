@@ -62,6 +62,10 @@ class Method(StrEnum):
     AVG, ABS_MAX, MIN_MAX = "avg", "abs_max", "min_max"
 
 
+class AccuracyLevel(StrEnum):
+    NONE, FAST, BALANCED, BEST = "none", "fast", "balanced", "best"
+
+
 class TargetName(StrEnum):
     X86, ARM = "onnxruntime-x86", "onnxruntime-arm"
     OPENVINO, TENSORRT, PADDLE = "openvino", "tensorrt", "paddle"
@@ -260,6 +264,13 @@ def static_options(
             rich_help_panel=RANGES,
         ),
     ] = None,
+    accuracy: Annotated[
+        AccuracyLevel | None,
+        typer.Option(
+            help="What is done beyond ranges, each change kept only where the outputs get better: "
+            "none; fast (default), about as long as calibration; balanced; best, minutes."
+        ),
+    ] = None,
     target: Annotated[
         TargetName | None,
         typer.Option(help="The runtime; default: onnxruntime on this kind of processor."),
@@ -301,6 +312,7 @@ def static_options(
         "statistics": None if statistics is None else str(statistics),
         "method": method,
         "percentile": percentile,
+        "accuracy": accuracy,
         "target": target,
         "isa": isa,
         "symmetric": symmetric,

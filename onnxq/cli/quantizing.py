@@ -24,7 +24,7 @@ from onnxq.cli.options import (
 )
 from onnxq.cli.show_report import print_report
 from onnxq.cli.spreading import Dask, Workers, executor_of
-from onnxq.cli.terminal import console, print_json, progress_bar
+from onnxq.cli.terminal import console, print_json, progress_bar, tell
 from onnxq.errors import OptionError
 
 __all__ = ["calibrate", "dynamic", "recipe", "static"]
@@ -68,6 +68,10 @@ def static(
     output: Output,
     settings: Settings,
     report: ReportFile = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Print what each accuracy pass tried, and what was kept."),
+    ] = False,
     workers: Workers = None,
     dask: Dask = None,
     json: Json = False,
@@ -86,8 +90,9 @@ def static(
             progress=progress,
             workers=workers,
             executor=executor,
+            tell=tell,
         )
-    print_report(done, as_json=json)
+    print_report(done, as_json=json, explain=explain)
 
 
 @takes(sample_options, image_options)

@@ -19,7 +19,7 @@ __all__ = ["print_report"]
 NAMED = 4
 
 
-def print_report(report: Report, *, as_json: bool) -> None:
+def print_report(report: Report, *, as_json: bool, explain: bool = False) -> None:
     """What a quantization did."""
     if as_json:
         print_json(report.to_dict())
@@ -51,6 +51,9 @@ def print_report(report: Report, *, as_json: bool) -> None:
                 f"{report.verification.unfused} QuantizeLinear and DequantizeLinear did not fuse: "
                 "`onnxq benchmark` says why, and what they cost"
             )
+    if explain and report.ledger is not None:
+        for line in report.ledger.lines():
+            console.print(escape(line))
     for note in report.notes:
         console.print(f"note: {escape(note)}")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-__all__ = ["console", "print_json", "progress_bar", "size"]
+__all__ = ["console", "print_json", "progress_bar", "size", "tell"]
 
 # What goes into a file or a pipe is not folded to the width of a terminal
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -27,6 +27,11 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def tell(line: str) -> None:
+    """A line about what is going on, on stderr: stdout is for results."""
+    sys.stderr.write(f"{line}\n")  # looked up now: a progress bar puts its own in place
 
 
 def print_json(value: Any) -> None:

@@ -1,0 +1,119 @@
+"""`Context`: what a pass works with, and the best plan so far."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from onnxq.calibration import Calibration
+from onnxq.data.samples import Samples
+from onnxq.improve.emulated import Emulated
+from onnxq.improve.frontier import Batch, Frontier
+from onnxq.improve.judge import Errors, Judge
+from onnxq.improve.ledger import Entry, Ledger
+from onnxq.improve.reference import BATCH, MOST_HELD, FloatNetwork, batches_of, read
+from onnxq.plans import Plan
+from onnxq.prepare import Prepared
+from onnxq.qtypes import Float64Array
+from onnxq.runtime import Feed
+
+__all__ = ["Context", "chosen_samples"]
+
+
+def chosen_samples(count: int, fit: int, judge: int) -> tuple[list[int], list[int]]:
+    """Indices, evenly spread, of the samples to fit to and of others to judge on.
+
+    Of few samples a part in the same proportion; two of each at least, else none at all.
+    """
+    if count < 4:
+        return [], []
+    used = min(count, fit + judge)
+    spread = [i * count // used for i in range(used)]
+    judging = min(used - 2, max(2, round(used * judge / (fit + judge))))
+    places = {(2 * i + 1) * used // (2 * judging) for i in range(judging)}
+    return (
+        [index for place, index in enumerate(spread) if place not in places],
+        [index for place, index in enumerate(spread) if place in places],
+    )
+
+
+class Context:
+    """Made once for all passes; use it in a `with` statement.
+
+    emulated: the placement as a float network in parts.
+    fit: the frontier of the samples to fit to, before the first part.
+    means: tensor -> float64 [samples, channels]: means of each weighted node's output in the float
+        network, for the samples of `fit`.
+    judge: measures plans on other samples.
+    ledger: what every pass has to write down. best, errors: the best plan so far, and its errors.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        calibration: Calibration,
+        samples: Samples,
+        plan: Plan,
+        ledger: Ledger,
+        chosen: tuple[list[int], list[int]],
+    ) -> None:
+        self.prepared, self.calibration, self.ledger = prepared, calibration, ledger
+        self.best = plan
+        self.emulated = Emulated(prepared, plan.placement)
+        self._stack = contextlib.ExitStack()
+        network = FloatNetwork(prepared, self.emulated.weighted, self._stack)
+        fit, judge = chosen
+        fit = fit[: self._room(read(samples, fit[:1]), plan)]
+        ledger.fit, ledger.judge = len(fit), len(judge)
+        fitting, judging = (
+            batches_of(network, prepared, read(samples, indices), BATCH) for indices in (fit, judge)
+        )
+        self._reference = network(fitting, means=True)
+        self.judge = Judge(self.emulated, network(judging, means=False))
+        self.fit = Frontier(self.emulated, 0, fitting)
+        started = time.perf_counter()
+        self.errors = self.judge.errors(plan)
+        self.seconds_a_sample = (time.perf_counter() - started) / max(self.judge.samples, 1)
+
+    def _room(self, feeds: list[Feed], plan: Plan) -> int:
+        """For how many samples there is memory: each holds its live tensors at the worst place."""
+        frontier = Frontier(self.emulated, 0, (Batch(feeds[0], 1),))
+        most = frontier.nbytes
+        while not frontier.done:
+            frontier = frontier.advance(plan)
+            most = max(most, frontier.nbytes)
+        return max(2, MOST_HELD // max(most, 1))
+
+    @property
+    def means(self) -> Mapping[str, Float64Array]:
+        return self._reference.means
+
+    def offer(
+        self, step: str, node: str | None, candidate: Plan, why: str, errors: Errors | None = None
+    ) -> bool:
+        """Measure a candidate, keep it if it is better than the best, and write that down.
+
+        why: what the change is. errors: of the candidate, where the pass has measured them.
+        """
+        found = self.judge.errors(candidate) if errors is None else errors
+        gain, error = found.gain_over(self.errors)
+        kept = gain > error
+        verdict = f"gain {gain:.2f} dB, standard error {error:.2f} dB"
+        before = self.errors.sqnr
+        if kept:
+            self.best, self.errors = candidate, found
+        self.ledger.add(Entry(step, node, before, found.sqnr, kept, f"{why}: {verdict}"))
+        return kept
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()

@@ -1,0 +1,134 @@
+"""The accuracy levels: which passes run on how many samples, and the loop over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxq.calibration import Calibration
+from onnxq.data.samples import Samples
+from onnxq.improve import bias
+from onnxq.improve.context import Context, chosen_samples
+from onnxq.improve.emulated import float_outputs
+from onnxq.improve.ledger import Ledger
+from onnxq.plans import Plan
+from onnxq.prepare import Prepared
+from onnxq.recipe import Accuracy
+from onnxq.runtime import RuntimeFailureError
+
+__all__ = ["LEVELS", "PASSES", "Improved", "Level", "Pass", "improve"]
+
+NO_SAMPLES = "it needs samples, and only statistics were given"
+NO_OUTPUT = "the network has no float output to judge by"
+FEW_SAMPLES = "it needs at least 4 samples to calibrate with, there are {}"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way to a better plan.
+
+    run: offers candidates to the context, made from the plan it is given.
+    cost: how many runs of one sample through the whole emulated network it takes, about.
+    """
+
+    name: str
+    run: Callable[[Context, Plan], None]
+    cost: Callable[[Context], float]
+
+
+@dataclass(frozen=True)
+class Level:
+    """passes: names, in order. fit, judge: how many samples to fit to and to judge on, at most."""
+
+    passes: tuple[str, ...]
+    fit: int
+    judge: int
+
+
+@dataclass(frozen=True, eq=False)
+class Improved:
+    """The best plan, and how it was found."""
+
+    plan: Plan
+    ledger: Ledger
+
+
+PASSES: Mapping[str, Pass] = {
+    p.name: p
+    for p in (Pass(bias.NAME, bias.correct_biases, lambda c: 2 * c.ledger.fit + c.ledger.judge),)
+}
+
+LEVELS: Mapping[Accuracy, Level] = {
+    "none": Level((), 0, 0),
+    "fast": Level((bias.NAME,), 48, 24),
+    "balanced": Level((bias.NAME,), 96, 48),
+    "best": Level((bias.NAME,), 128, 64),
+}
+
+
+def improve(
+    prepared: Prepared,
+    calibration: Calibration,
+    samples: Samples | None,
+    plan: Plan,
+    level: Accuracy,
+    *,
+    extra: Sequence[str] = (),
+    tell: Callable[[str], None] | None = None,
+) -> Improved:
+    """The best plan that the passes of a level find; the given one if none is better.
+
+    samples: those that calibrated; None if only statistics were given. Some are fitted to, and
+        others judge.
+    extra: names of passes to run besides those of the level.
+    tell: takes a line on what this will cost, and one on what it did.
+
+    Ctrl-C ends it early, with the best plan until then.
+    """
+    chosen = LEVELS[level]
+    names = list(dict.fromkeys([*chosen.passes, *extra]))
+    ledger = Ledger(level)
+    if not names or not plan.placement.activations:
+        return Improved(plan, ledger)
+    count = 0 if samples is None else len(samples)
+    sizes = (
+        (chosen.fit, chosen.judge) if chosen.passes else (LEVELS["fast"].fit, LEVELS["fast"].judge)
+    )
+    parts = chosen_samples(count, *sizes)
+    why = None if parts[0] else FEW_SAMPLES.format(count)
+    why = why if float_outputs(prepared.ir.graph) else NO_OUTPUT
+    if samples is None or why is not None:
+        for name in names:
+            ledger.skip(name, NO_SAMPLES if samples is None or why is None else why)
+        return Improved(plan, ledger)
+    started = time.perf_counter()
+    best = plan
+    try:
+        with Context(prepared, calibration, samples, plan, ledger, parts) as context:
+            ledger.seconds["setup"] = time.perf_counter() - started
+            costs = sum(PASSES[name].cost(context) for name in names) * context.seconds_a_sample
+            ledger.estimate = costs
+            if tell is not None:
+                tell(f"accuracy {level}: {', '.join(names)}: about {costs:.0f} s")
+            try:
+                for name in names:
+                    _run(PASSES[name], context)
+            except KeyboardInterrupt:
+                ledger.interrupted = True
+            best = context.best
+    except KeyboardInterrupt:  # before there was anything to improve on
+        ledger.interrupted = True
+    except RuntimeFailureError as error:
+        ledger.skip("improve", f"onnxruntime cannot run the network in parts: {error}")
+    if tell is not None:
+        tell(f"accuracy {level}: took {time.perf_counter() - started:.1f} s; {ledger.summary()}")
+    return Improved(best, ledger)
+
+
+def _run(step: Pass, context: Context) -> None:
+    started = time.perf_counter()
+    try:
+        step.run(context, context.best)
+    finally:
+        context.ledger.seconds[step.name] = time.perf_counter() - started
