@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,10 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from onnxq._version import __version__
 from onnxq.calibration import Calibration
 from onnxq.collect import Progress, Request, Spread
 from onnxq.collect import calibrate as run_calibration
-from onnxq.data.samples import DataLike, Samples, Subset, input_specs, open_samples
+from onnxq.data.samples import DataLike, input_specs, open_samples
 from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_apart, check_writable, write_atomically
@@ -27,20 +25,20 @@ from onnxq.fingerprint import fingerprint
 from onnxq.improve import improve
 from onnxq.model import ModelLike, SourceModel, load
 from onnxq.numerics.ranges import RANGES_ONLY
+from onnxq.outcome import Clock, Data, Made, Written, metadata_for, report_on
 from onnxq.parametrize import check_finite, parametrize
 from onnxq.placement import place_static, place_weights, with_correction
 from onnxq.placement.existing import is_quantize
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared, prepare
 from onnxq.recipe import DynamicRecipe, Encoding, Recipe, StaticRecipe
-from onnxq.recipe_file import recipe_to_dict
-from onnxq.report import Report, macs_in_int8, notes_on, operator_counts, source_bytes, weight_bytes
+from onnxq.report import Report
 from onnxq.rewrite import fake_quantized, rewrite
 from onnxq.runtime import PROTOBUF_LIMIT, model_size
 from onnxq.saturation import guard, verdict_of
 from onnxq.save import save, to_proto
 from onnxq.selection import Choices
-from onnxq.session import METADATA_KEY, integer_io_of, metadata_of, needed_options
+from onnxq.session import METADATA_KEY, needed_options
 from onnxq.targets import TARGETS, target_of
 from onnxq.tune import tuned_plan
 from onnxq.verify import Verification, check_result, verify
@@ -80,22 +78,6 @@ class Call:
     tell: Tell | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Data:
-    """The samples of a call, and which of them do what."""
-
-    samples: Samples
-    split: Split
-
-    @property
-    def calibration(self) -> Samples:
-        return Subset(self.samples, self.split.calibration)
-
-    @property
-    def held_out(self) -> Samples:
-        return Subset(self.samples, self.split.held_out)
-
-
 def run(call: Call) -> Report | onnx.ModelProto:
     """Load, quantize, save and verify; the report, or the model itself if no path was given."""
     recipe = call.recipe.effective()
@@ -105,97 +87,71 @@ def run(call: Call) -> Report | onnx.ModelProto:
     _check_outputs(call, source)
     prepared = prepare_for(source, recipe)
     clock.lap("prepare")
-    placement = place(prepared, recipe)
-    if isinstance(recipe, StaticRecipe):  # before samples run; else parametrize sees it
-        check_finite(prepared, placement)
-    clock.lap("place")
-    data, calibration = None, None
     if isinstance(recipe, StaticRecipe):
-        if statistics is not None:
-            calibration = statistics_of(statistics, prepared)
-        else:
-            data = _open(prepared, source_of_data, recipe)
-            calibration = _calibrate(prepared, placement, data, recipe, call)
-        clock.lap("calibrate")
-    plan = parametrize(prepared, placement, calibration)
-    clock.lap("parametrize")
-    tuning = None
-    if isinstance(recipe, StaticRecipe) and recipe.tune_latency and calibration is not None:
-        first = data.calibration[0] if data is not None else None
-        tuned = tuned_plan(
-            source,
-            prepared,
-            recipe,
-            lambda asked: parametrize(prepared, place(prepared, asked), calibration),
-            first,
-        )
-        plan, placement, tuning = tuned.plan, tuned.plan.placement, tuned.tuning
-        recipe = dataclasses.replace(recipe, tune_latency=False, rules=recipe.rules + tuning.rules)
-        clock.lap("tune")
-    verdict, ledger = None, None
-    if calibration is not None:
-        assert isinstance(recipe, StaticRecipe)
-        calibrating = data.calibration if data else None
-        if recipe.isa is not None:
-            guarded, verdict = guard(prepared, calibrating, plan, recipe.isa)
-            plan = guarded
-            clock.lap("guard")
-        improved = improve(
-            prepared, calibration, calibrating, plan, recipe.accuracy, tell=call.tell
-        )
-        plan, ledger = improved.plan, improved.ledger
-        clock.lap("improve")
-        if verdict is not None and plan is not guarded:
-            verdict = verdict_of(prepared, plan, verdict)
+        made = _make_static(call, recipe, source, prepared, statistics, source_of_data, clock)
+    else:
+        placement = place(prepared, recipe)
+        clock.lap("place")
+        made = Made(recipe, parametrize(prepared, placement))
+        clock.lap("parametrize")
     # with nothing to write into it the model stays as it was given
-    result = source.ir.clone() if placement.is_empty else rewrite(prepared, plan)
-    metadata = _metadata(source, plan, recipe, calibration)
+    empty = made.plan.placement.is_empty
+    result = source.ir.clone() if empty else rewrite(prepared, made.plan)
+    metadata = metadata_for(source, made)
     result.metadata_props[METADATA_KEY] = json.dumps(metadata, sort_keys=True)
     clock.lap("rewrite")
-    held_out = data if isinstance(recipe, StaticRecipe) and recipe.verify else None
-    written = _write(result, source, call, metadata, held_out, clock)
+    written = _write(result, source, call, metadata, made.held_out, clock)
     if call.test_model is not None:
-        test = source.ir.clone() if placement.is_empty else fake_quantized(prepared, plan)
+        test = source.ir.clone() if empty else fake_quantized(prepared, made.plan)
         save(test, call.test_model, lambda p: check_result(p, source, {}, optimize=False))
         clock.lap("save")
-    verification = written.verification
-    report = Report(
-        mode=recipe.mode,
-        model=source.label,
-        output=None if call.output is None else str(call.output),
-        settings=metadata,
-        recipe=recipe_to_dict(recipe),
-        bytes_before=source_bytes(source),
-        bytes_after=written.size,
-        weights=weight_bytes(prepared, plan),
-        placement=placement,
-        operators=operator_counts(prepared, placement),
-        split=None if data is None else data.split,
-        verification=verification if isinstance(verification, Verification) else None,
-        macs=macs_in_int8(prepared, placement, recipe),
-        tuning=tuning,
-        saturation=verdict,
-        ledger=ledger,
-        notes=(
-            *notes_on(
-                source, prepared, placement, recipe, call.output, metadata, verification, ledger
-            ),
-            *(() if verdict is None else verdict.notes),
-        ),
-        seconds=clock.laps,
-    )
+    report = report_on(call.output, source, prepared, made, metadata, written, clock)
     if call.report is not None:
         _write_report(report, call.report)
     return report if written.proto is None else written.proto
 
 
-@dataclass(frozen=True, eq=False)
-class _Written:
-    """A result: in memory if there is a proto. verification: or why there is none, or None."""
+def _make_static(
+    call: Call,
+    recipe: StaticRecipe,
+    source: SourceModel,
+    prepared: Prepared,
+    statistics: Calibration | PathLike | None,
+    source_of_data: DataLike | None,
+    clock: Clock,
+) -> Made:
+    """From the prepared model to the plan, with samples or statistics."""
+    placement = place(prepared, recipe)
+    check_finite(prepared, placement)  # before samples run
+    clock.lap("place")
+    data = None
+    if statistics is not None:
+        calibration = statistics_of(statistics, prepared)
+    else:
+        data = _open(prepared, source_of_data, recipe)
+        calibration = _calibrate(prepared, placement, data, recipe, call)
+    clock.lap("calibrate")
+    plan = parametrize(prepared, placement, calibration)
+    clock.lap("parametrize")
+    samples = data.calibration if data is not None else None
+    tuning, verdict = None, None
+    if recipe.tune_latency:
 
-    proto: onnx.ModelProto | None
-    size: int
-    verification: Verification | str | None
+        def plan_of(asked: StaticRecipe) -> Plan:
+            return parametrize(prepared, place(prepared, asked), calibration)
+
+        tuned = tuned_plan(source, prepared, recipe, plan_of, samples[0] if samples else None)
+        plan, tuning = tuned.plan, tuned.tuning
+        recipe = dataclasses.replace(recipe, tune_latency=False, rules=recipe.rules + tuning.rules)
+        clock.lap("tune")
+    if recipe.isa is not None:
+        plan, verdict = guard(prepared, samples, plan, recipe.isa)
+        clock.lap("guard")
+    improved = improve(prepared, calibration, samples, plan, recipe.accuracy, tell=call.tell)
+    clock.lap("improve")
+    if verdict is not None and improved.plan is not plan:
+        verdict = verdict_of(prepared, improved.plan, verdict)
+    return Made(recipe, improved.plan, calibration, data, tuning, verdict, improved.ledger)
 
 
 def _write(
@@ -203,9 +159,9 @@ def _write(
     source: SourceModel,
     call: Call,
     metadata: Mapping[str, Any],
-    held_out: _Data | None,
+    held_out: Data | None,
     clock: Clock,
-) -> _Written:
+) -> Written:
     """Save and verify: the new file takes the place of an old one after it has been verified."""
     verification: Verification | str | None = None
 
@@ -231,7 +187,7 @@ def _write(
         large = model_size(source.ir) >= PROTOBUF_LIMIT
         size = save(result, call.output, check, limit=0 if large else PROTOBUF_LIMIT)
     clock.lap("save")
-    return _Written(proto, size, verification)
+    return Written(proto, size, verification)
 
 
 def _check_outputs(call: Call, source: SourceModel) -> None:
@@ -255,7 +211,7 @@ def _check_outputs(call: Call, source: SourceModel) -> None:
 def _calibrate(
     prepared: Prepared,
     placement: Placement,
-    data: _Data,
+    data: Data,
     recipe: StaticRecipe,
     call: Call,
 ) -> Calibration:
@@ -369,76 +325,11 @@ def collect_statistics(
     )
 
 
-def _open(prepared: Prepared, data: DataLike | None, recipe: StaticRecipe) -> _Data:
+def _open(prepared: Prepared, data: DataLike | None, recipe: StaticRecipe) -> Data:
     assert data is not None
     specs = input_specs(prepared.ir)
     if not recipe.verify:
         opened = open_samples(data, specs, recipe.samples, recipe.images)
-        return _Data(opened, Split(tuple(range(len(opened))), (), independent=False))
+        return Data(opened, Split(tuple(range(len(opened))), (), independent=False))
     opened = open_samples(data, specs, samples_to_read(recipe.samples), recipe.images)
-    return _Data(opened, split(len(opened), recipe.samples))
-
-
-def _metadata(
-    source: SourceModel, plan: Plan, recipe: Recipe, calibration: Calibration | None
-) -> dict[str, Any]:
-    """What the file says of itself: the settings that matter to whoever has it."""
-    found: dict[str, Any] = {"version": __version__, "mode": recipe.mode}
-    integer_io = _integer_io(source, plan)
-    if integer_io:
-        found["integer_io"] = integer_io
-    if recipe.weight_correction:
-        found["weight_correction"] = True
-    if isinstance(recipe, DynamicRecipe):
-        names = ("bits", "granularity", "symmetric")
-        found |= {name: getattr(recipe, name) for name in names}
-        forms = [weight.form for weight in plan.placement.weights]
-        return {**found, "encoding": forms[0] if forms else recipe.encoding}
-    assert calibration is not None
-    if recipe.bits != TARGETS[recipe.target or ""].weight.bits:
-        found["bits"] = recipe.bits
-    if recipe.isa is not None:
-        found["isa"] = recipe.isa
-    found |= {"target": recipe.target, "method": recipe.method, "granularity": recipe.granularity}
-    if recipe.method in ("hist", "percentile"):
-        found["percentile"] = recipe.method_options.share
-    if recipe.accuracy != "none":
-        found["accuracy"] = recipe.accuracy
-    found["samples"] = calibration.samples
-    return found
-
-
-def _integer_io(source: SourceModel, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Type, scale and zero point of each input and output that is integers in place of float.
-
-    Those of a model of ours that was given, too, as far as they still are.
-    """
-    before = integer_io_of(metadata_of(source.ir.metadata_props))
-    ends = {v.name: v for v in (*source.ir.graph.inputs, *source.ir.graph.outputs)}
-    found = {
-        name: dataclasses.asdict(value)
-        for name, value in before.items()
-        if name in ends and (dtype := ends[name].dtype) is not None and dtype.is_integer()
-    }
-    for activation in plan.placement.activations:
-        if activation.tensor in plan.placement.borders:
-            params = plan.activation_params(activation)
-            found[activation.tensor] = {
-                "dtype": params.spec.qtype.name,
-                "scale": float(params.scale),
-                "zero_point": int(params.zero_point),
-            }
-    return found
-
-
-class Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps[stage] = self.laps.get(stage, 0.0) + now - self._last
-        self._last = now
+    return Data(opened, split(len(opened), recipe.samples))
