@@ -130,10 +130,17 @@ def levels(qtype: QType, *, symmetric: bool) -> int:
     return 2 * qtype.qmax if symmetric else qtype.qmax - qtype.qmin
 
 
-def fake_quantize(x: Float64Array, low: float, high: float, steps: int) -> Float64Array:
-    """x rounded to the `steps` + 1 values that low..high offers, and clipped to it, in float64."""
-    scale = (high - low) / steps
-    if scale <= 0.0:
-        return np.zeros_like(x)
-    zero = np.rint(low / scale)
-    return np.asarray((np.clip(np.rint(x / scale), zero, zero + steps)) * scale)
+def fake_quantize(x: Float64Array, low: Array, high: Array, steps: int) -> Float64Array:
+    """x rounded to the `steps` + 1 values that low..high offers, and clipped to it, in float64.
+
+    x: [values]. low, high: float64 [ranges]. Gives [ranges, values]; 0 where a range is empty.
+    """
+    step = ((high - low) / steps)[:, None]
+    scale = np.where(step > 0.0, step, 1.0)
+    zero = np.rint(low[:, None] / scale)
+    y: Float64Array = x / scale
+    np.rint(y, out=y)
+    np.maximum(y, zero, out=y)
+    np.minimum(y, zero + steps, out=y)
+    y *= np.where(step > 0.0, scale, 0.0)
+    return y
