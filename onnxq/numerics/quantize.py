@@ -138,7 +138,7 @@ def fake_quantize(x: Float64Array, low: Array, high: Array, steps: int) -> Float
     step = ((high - low) / steps)[:, None]
     scale = np.where(step > 0.0, step, 1.0)
     zero = np.rint(low[:, None] / scale)
-    y: Float64Array = x / scale
+    y = np.asarray(x / scale, np.float64)
     np.rint(y, out=y)
     np.maximum(y, zero, out=y)
     np.minimum(y, zero + steps, out=y)

@@ -189,7 +189,7 @@ def _moved_moments(x: Float64Array, y: Float64Array, share: Float64Array) -> Flo
     std_x = np.sqrt(_mean(np.square(x - mean_x), share))
     y -= mean_y[:, None]
     std_y = np.sqrt(_mean(np.square(y, out=y), share))
-    return np.abs(mean_x - mean_y) + np.abs(std_x - std_y)
+    return np.asarray(np.abs(mean_x - mean_y) + np.abs(std_x - std_y))
 
 
 def _mean(values: Float64Array, share: Float64Array) -> Float64Array:
