@@ -7,7 +7,6 @@ there before is removed last. A kill at any moment leaves the old pair or the ne
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -24,6 +23,7 @@ import onnx_ir as ir
 
 from onnxq.errors import OutputError
 from onnxq.files import locked, make_public
+from onnxq.mapped import message_of
 from onnxq.model import initializers, shape_of
 from onnxq.runtime import INLINE, PROTOBUF_LIMIT, model_size
 
@@ -55,12 +55,13 @@ def save(model: ir.Model, path: Path, check: Check, *, limit: int = PROTOBUF_LIM
     """
     large = model_size(model) >= limit
     # two runs with one output: neither may remove the data file that the other's model refers to
-    with locked(path.parent) if large or _data_files(path) else contextlib.nullcontext():
-        return _save(model, path, check, large=large)
+    if not (large or _data_files(path)):
+        return _save(model, path, check, set(), large=False)
+    with locked(path.parent):
+        return _save(model, path, check, _data_files(path), large=large)
 
 
-def _save(model: ir.Model, path: Path, check: Check, *, large: bool) -> int:
-    old_data = _data_files(path)
+def _save(model: ir.Model, path: Path, check: Check, old_data: set[Path], *, large: bool) -> int:
     new_data: Path | None = None
     temporary = ""
     try:
@@ -160,7 +161,7 @@ def _data_files(path: Path) -> set[Path]:
     if not path.is_file():
         return set()
     try:
-        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+        proto = message_of(path)
     except (google.protobuf.message.DecodeError, OSError):
         return set()
     ours = re.compile(re.escape(path.stem) + r"-[0-9a-f]{12}\.data")
