@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.data.split import Split
-from onnxq.measure.comparison import finite
 from onnxq.model import SourceModel, initializers
 from onnxq.plans import Placement, Plan, Skip
 from onnxq.prepare import Prepared
@@ -104,6 +103,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        from onnxq.measure.comparison import finite
+
         return {
             "mode": self.mode,
             "model": self.model,

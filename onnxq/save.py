@@ -32,6 +32,8 @@ __all__ = ["save", "to_proto"]
 # Tensors that are calculated while others are written
 AHEAD = 2
 
+THREADS = min(4, os.cpu_count() or 1)
+
 Check = Callable[[Path], None]
 
 
@@ -43,7 +45,17 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     for value in initializers(model):
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+    pending = [(v, v.const_value) for v in initializers(model)]
+    lazy = [(v, tensor) for v, tensor in pending if isinstance(tensor, ir.LazyTensor)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for (value, _), tensor in zip(lazy, pool.map(_evaluated, lazy), strict=True):
+            value.const_value = tensor
     return ir.to_proto(model)
+
+
+def _evaluated(lazy: tuple[ir.Value, ir.LazyTensor]) -> ir.TensorProtocol:
+    value, tensor = lazy
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
 
 
 def save(model: ir.Model, path: Path, check: Check, *, limit: int = PROTOBUF_LIMIT) -> int:

@@ -36,6 +36,19 @@ def test_nothing_heavy_is_imported(code: str) -> None:
     assert _heavy_after(code) == "[]"
 
 
+def test_dynamic_mode_loads_neither_downloads_nor_measurements() -> None:
+    code = (
+        "import onnxq\nonnxq.quantize_dynamic\nimport sys\n"
+        "left_out = {'http.client', 'ssl', 'multiprocessing', 'importlib.metadata'}\n"
+        "print(sorted(left_out & set(sys.modules)))\n"
+        "print([name for name in sys.modules if name.startswith('onnxq.measure')])\n"
+        "import onnx\nassert callable(onnx.hub.load)\n"
+        "onnx.serialization.registry.get('json').serialize_proto(onnx.ModelProto())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "[]"]
+
+
 def test_sympy_waits_until_it_is_used() -> None:
     code = (
         "import onnxq\nonnxq.quantize_dynamic\nimport sys\n"
