@@ -117,7 +117,7 @@ def _stages(nodes: int, mode: str, folder: Path) -> dict[str, float]:
         clock.timed("save", written)
         seconds = clock.seconds
         best = {k: min(v, best.get(k, math.inf)) for k, v in seconds.items()}
-    return {**best, "all": sum(best.values())}
+    return {**best, "plan": best["place"] + best["parametrize"], "all": sum(best.values())}
 
 
 def _statistics(prepared: Any, owners: Sequence[str]) -> Calibration:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-__all__ = ["Bar", "Group", "Row", "Verdict", "at_least", "at_most", "median_of", "table"]
+__all__ = ["Bar", "Group", "Row", "Unit", "Verdict", "at_least", "at_most", "median_of", "table"]
 
 Verdict = Literal["met", "short", "absent", "-"]
 Unit = Literal["x", "s", "MB", "%", ""]

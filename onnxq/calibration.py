@@ -87,7 +87,10 @@ class Calibration:
     def save(self, path: str | Path) -> None:
         """Write to a file (an .npz inside, whatever its name): same statistics, same bytes."""
         arrays: dict[str, Any] = {}
-        tensors = [_describe(name, s, arrays) for name, s in sorted(self.tensors.items())]
+        tensors = [
+            _describe(i, name, stats, arrays)
+            for i, (name, stats) in enumerate(sorted(self.tensors.items()))
+        ]
         header = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -126,8 +129,9 @@ def _either(a: TensorStatistics | None, b: TensorStatistics | None) -> TensorSta
     return b if a is None else a if b is None else a + b
 
 
-def _describe(name: str, stats: TensorStatistics | None, arrays: dict[str, Any]) -> dict[str, Any]:
-    i = sum(key.startswith("extremes/") for key in arrays)
+def _describe(
+    i: int, name: str, stats: TensorStatistics | None, arrays: dict[str, Any]
+) -> dict[str, Any]:
     if stats is None:
         arrays[f"extremes/{i}"] = np.zeros((0,), np.int64)
         return {"name": name, "empty": True}
@@ -150,10 +154,10 @@ def _restore(i: int, row: dict[str, Any], arrays: Mapping[str, Any]) -> TensorSt
         return None
     histogram = None
     if "exponent" in row:
-        negative = _padded(arrays[f"negative/{i}"]) if arrays[f"negative/{i}"].size else None
+        negative = arrays[f"negative/{i}"]  # each access reads the file
         histogram = Histogram(
             row["exponent"],
-            np.zeros(1, np.int64) if negative is None else negative,
+            _padded(negative) if negative.size else np.zeros(1, np.int64),
             _padded(arrays[f"positive/{i}"]),
         )
     return TensorStatistics(
@@ -166,4 +170,6 @@ def _restore(i: int, row: dict[str, Any], arrays: Mapping[str, Any]) -> TensorSt
 
 
 def _padded(counts: IntArray) -> IntArray:
-    return np.pad(counts, (0, HALF - counts.size))
+    padded = np.zeros(HALF, np.int64)
+    padded[: counts.size] = counts
+    return padded

@@ -1,7 +1,8 @@
-"""onnx-ir without what it imports and hardly ever uses, and without pauses to look for garbage.
+"""onnx and onnx-ir without what they hardly ever use, and without pauses to look for garbage.
 
 onnx-ir imports sympy for arithmetic with symbolic dimensions: half a second of a process in which
-nothing calculates with such. While onnxq is being imported, sympy is put off until something does.
+nothing calculates with such. onnx imports what downloads models, and the text forms of protobuf.
+While onnxq is being imported, these are put off until something uses them.
 A module that has been imported before, or that an onnx-ir of another version does not have, is
 left as it is.
 """
@@ -17,8 +18,17 @@ from types import ModuleType
 
 __all__ = ["collector_paused", "lean_imports"]
 
-# The second uses the first while it is loaded
-PUT_OFF = frozenset({"sympy", "onnx_ir._symbolic_shapes"})
+# (onnx_ir._symbolic_shapes uses sympy while it is loaded)
+PUT_OFF = frozenset(
+    (
+        "google.protobuf.json_format",
+        "google.protobuf.text_format",
+        "onnx.gen_proto",
+        "onnx.hub",
+        "onnx_ir._symbolic_shapes",
+        "sympy",
+    )
+)
 
 
 class _Finder:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxq.converters import Workspace, converter_for, listed, to_onnx
 from onnxq.errors import ExternalDataError, ModelError
 from onnxq.lean import collector_paused
+from onnxq.mapped import model_of
 from onnxq.qtypes import Array
 from onnxq.wellformed import check_structure, graph_of_proto
 
@@ -153,14 +154,13 @@ def _read_onnx(path: Path) -> ir.Model:
     if not os.access(absolute, os.R_OK):
         raise ModelError(f"{path}: cannot be read: permission denied")
     try:
-        proto = onnx.load(str(absolute), format="protobuf", load_external_data=False)
+        model = model_of(absolute, str(path))
     except google.protobuf.message.DecodeError as error:
         raise ModelError(
             f"{path}: not an ONNX file, or a truncated one ({error}); export or copy it again"
         ) from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    model = graph_of_proto(proto, str(path))
     ir.external_data.set_base_dir(model.graph, absolute.parent)
     return model
 

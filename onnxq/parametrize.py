@@ -65,6 +65,9 @@ def parametrize(
     def of(weight: WeightPlacement) -> QuantParams:
         return _weight_params(prepared, weight, tensors[weight.tensor])
 
+    def of_activation(activation: ActivationPlacement) -> QuantParams:
+        return _activation_params(activation, calibration)
+
     # numpy releases the interpreter's lock; the result does not depend on the number of threads
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(of, placement.weights)
@@ -72,16 +75,13 @@ def parametrize(
     nearest = {w.tensor: params[w.tensor] for w in placement.weights if w.corrected}
     params |= {name: _with_spread(prepared, name, found) for name, found in nearest.items()}
     spread = {name: params[name].scale for name in nearest}
-    pending = [a for a in placement.activations if a.joins]
+    owners: dict[str, ActivationPlacement] = {}
     for activation in placement.activations:
-        if activation.owner in params or activation.joins:
-            continue
-        if activation.unit_range:
-            params[activation.owner] = _unit_params(activation.spec)
-        elif calibration is None:
-            raise CalibrationError("activations need statistics: none were given")
-        else:
-            params[activation.owner] = _activation_params(activation, calibration)
+        if activation.owner not in params and not activation.joins:
+            owners.setdefault(activation.owner, activation)
+    with ThreadPoolExecutor(THREADS) as pool:
+        params.update(zip(owners, pool.map(of_activation, owners.values()), strict=True))
+    pending = [a for a in placement.activations if a.joins]
     while pending:  # a Concat may join what another one gives, in order one pass does
         waiting = []
         for activation in pending:
@@ -183,10 +183,15 @@ def _unit_params(spec: QuantSpec) -> QuantParams:
     return QuantParams(spec, scale, np.asarray(qtype.qmin, qtype.dtype))
 
 
-def _activation_params(activation: ActivationPlacement, calibration: Calibration) -> QuantParams:
-    options = activation.method
+def _activation_params(
+    activation: ActivationPlacement, calibration: Calibration | None
+) -> QuantParams:
+    spec, options = activation.spec, activation.method
+    if activation.unit_range:
+        return _unit_params(spec)
+    if calibration is None:
+        raise CalibrationError("activations need statistics: none were given")
     stats = calibration.of(activation.owner)
-    spec = activation.spec
     if stats is None:
         return params_from_range(spec, 0.0, 0.0)
     low, high = METHODS[options.method](

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -286,10 +287,14 @@ def _encoding(prepared: Prepared, recipe: DynamicRecipe) -> Encoding:
 
 def statistics_of(statistics: Calibration | PathLike, prepared: Prepared) -> Calibration:
     """Statistics given or in a file. Raises CalibrationError if they are of another model."""
-    found = (
-        statistics if isinstance(statistics, Calibration) else Calibration.load(Path(statistics))
-    )
-    found.check(fingerprint(prepared), prepared.label)
+    with ThreadPoolExecutor(1) as pool:  # the hash of the weights takes as long as the file
+        current = pool.submit(fingerprint, prepared)
+        found = (
+            statistics
+            if isinstance(statistics, Calibration)
+            else Calibration.load(Path(statistics))
+        )
+        found.check(current.result(), prepared.label)
     return found
 
 

@@ -10,13 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tomllib
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import tomli_w
 
 from onnxq.errors import OptionError
 from onnxq.near import near
@@ -37,6 +34,8 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The file's content as plain values."""
+    import tomllib
+
     file = Path(path)
     readers = {".toml": tomllib.loads, ".json": json.loads}
     if file.suffix not in readers:
@@ -71,6 +70,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_to_toml(recipe: Recipe) -> str:
     """The recipe as the text of a TOML file."""
+    import tomli_w
+
     return tomli_w.dumps(recipe_to_dict(recipe))
 
 

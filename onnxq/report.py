@@ -11,7 +11,6 @@ from typing import Any
 
 from onnxq.data.split import Split
 from onnxq.improve.ledger import Ledger
-from onnxq.measure.comparison import finite
 from onnxq.measure.macs import IntegerShare, integer_share
 from onnxq.model import SourceModel, initializers
 from onnxq.plans import Placement, Plan, Skip
@@ -118,6 +117,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        from onnxq.measure.comparison import finite
+
         return {
             "mode": self.mode,
             "model": self.model,

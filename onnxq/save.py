@@ -7,23 +7,26 @@ there before is removed last. A kill at any moment leaves the old pair or the ne
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import google.protobuf.message
+import numpy as np
 import onnx
 import onnx.checker
 import onnx_ir as ir
 
 from onnxq.errors import OutputError
 from onnxq.files import locked, make_public
+from onnxq.mapped import message_of
 from onnxq.model import initializers, shape_of
 from onnxq.runtime import INLINE, PROTOBUF_LIMIT, model_size
 
@@ -31,6 +34,11 @@ __all__ = ["save", "to_proto"]
 
 # Tensors that are calculated while others are written
 AHEAD = 2
+# Bytes after which the disk is told to begin
+FLUSHED = 1 << 28
+LITTLE_ENDIAN = sys.byteorder == "little"
+
+THREADS = min(4, os.cpu_count() or 1)
 
 Check = Callable[[Path], None]
 
@@ -43,7 +51,17 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     for value in initializers(model):
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+    pending = [(v, v.const_value) for v in initializers(model)]
+    lazy = [(v, tensor) for v, tensor in pending if isinstance(tensor, ir.LazyTensor)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for (value, _), tensor in zip(lazy, pool.map(_evaluated, lazy), strict=True):
+            value.const_value = tensor
     return ir.to_proto(model)
+
+
+def _evaluated(lazy: tuple[ir.Value, ir.LazyTensor]) -> ir.TensorProtocol:
+    value, tensor = lazy
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
 
 
 def save(model: ir.Model, path: Path, check: Check, *, limit: int = PROTOBUF_LIMIT) -> int:
@@ -55,12 +73,13 @@ def save(model: ir.Model, path: Path, check: Check, *, limit: int = PROTOBUF_LIM
     """
     large = model_size(model) >= limit
     # two runs with one output: neither may remove the data file that the other's model refers to
-    with locked(path.parent) if large or _data_files(path) else contextlib.nullcontext():
-        return _save(model, path, check, large=large)
+    if not (large or _data_files(path)):
+        return _save(model, path, check, set(), large=False)
+    with locked(path.parent):
+        return _save(model, path, check, _data_files(path), large=large)
 
 
-def _save(model: ir.Model, path: Path, check: Check, *, large: bool) -> int:
-    old_data = _data_files(path)
+def _save(model: ir.Model, path: Path, check: Check, old_data: set[Path], *, large: bool) -> int:
     new_data: Path | None = None
     temporary = ""
     try:
@@ -101,17 +120,21 @@ def _save(model: ir.Model, path: Path, check: Check, *, large: bool) -> int:
 
 def _write_data(model: ir.Model, path: Path) -> Path:
     """Write the larger initializers to a file named after its content, and refer to it."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256()  # of the tensors' own, which are calculated side by side
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".data")
     places: list[tuple[ir.Value, ir.TensorProtocol, int, int]] = []
     try:
-        with os.fdopen(handle, "wb") as file:
-            for value, tensor, data in _calculated(model):
-                places.append((value, tensor, file.tell(), len(data)))
-                digest.update(data)
-                file.write(data)
+        with os.fdopen(handle, "wb") as file, ThreadPoolExecutor(1) as pool:
+            flushed, flush = 0, pool.submit(os.fsync, handle)
+            for value, tensor, content in _calculated(model):
+                places.append((value, tensor, file.tell(), len(content.data)))
+                digest.update(content.digest)
+                file.write(content.data)
+                if file.tell() - flushed > FLUSHED and flush.done():
+                    flushed, flush = file.tell(), pool.submit(os.fsync, handle)
             file.flush()
-            os.fsync(file.fileno())
+            flush.result()
+            os.fsync(handle)
         final = path.parent / f"{path.stem}-{digest.hexdigest()[:12]}.data"
         make_public(temporary)
         os.replace(temporary, final)
@@ -131,15 +154,23 @@ def _write_data(model: ir.Model, path: Path) -> Path:
     return final
 
 
-def _calculated(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol, bytes]]:
+@dataclass(frozen=True)
+class _Content:
+    """The bytes of a tensor, and their SHA-256."""
+
+    data: bytes | memoryview
+    digest: bytes
+
+
+def _calculated(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol, _Content]]:
     """The initializers that go beside the model, and their bytes; the next are on their way."""
-    pending: deque[tuple[ir.Value, ir.TensorProtocol, Future[bytes]]] = deque()
+    pending: deque[tuple[ir.Value, ir.TensorProtocol, Future[_Content]]] = deque()
     with ThreadPoolExecutor(AHEAD) as pool:
         for value in initializers(model):
             tensor = value.const_value
             if tensor is None or tensor.nbytes < INLINE or tensor.dtype == ir.DataType.STRING:
                 continue
-            pending.append((value, tensor, pool.submit(_bytes, tensor)))
+            pending.append((value, tensor, pool.submit(_content, tensor)))
             if len(pending) > AHEAD:
                 value, tensor, calculated = pending.popleft()
                 yield value, tensor, calculated.result()
@@ -148,11 +179,16 @@ def _calculated(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol, 
             yield value, tensor, calculated.result()
 
 
-def _bytes(tensor: ir.TensorProtocol) -> bytes:
-    data = tensor.tobytes()
+def _content(tensor: ir.TensorProtocol) -> _Content:
+    data: bytes | memoryview
+    if isinstance(tensor, ir.LazyTensor) and tensor.dtype.bitwidth >= 8 and LITTLE_ENDIAN:
+        array = np.ascontiguousarray(tensor.numpy())  # whose memory is written as it is
+        data = array.reshape(-1).view(np.uint8).data
+    else:
+        data = tensor.tobytes()
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
-    return data
+    return _Content(data, hashlib.sha256(data).digest())
 
 
 def _data_files(path: Path) -> set[Path]:
@@ -160,7 +196,7 @@ def _data_files(path: Path) -> set[Path]:
     if not path.is_file():
         return set()
     try:
-        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+        proto = message_of(path)
     except (google.protobuf.message.DecodeError, OSError):
         return set()
     ours = re.compile(re.escape(path.stem) + r"-[0-9a-f]{12}\.data")

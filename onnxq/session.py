@@ -88,10 +88,11 @@ def integer_io_of(metadata: Mapping[str, Any]) -> dict[str, IntegerValue]:
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What onnxq noted in a file that it wrote; empty for any other file."""
     import google.protobuf.message
-    import onnx
+
+    from onnxq.mapped import message_of
 
     try:
-        proto = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
+        proto = message_of(Path(path))
     except (google.protobuf.message.DecodeError, OSError) as error:
         raise ModelError(f"{path}: not an ONNX file: {error}") from error
     return metadata_of({entry.key: entry.value for entry in proto.metadata_props})

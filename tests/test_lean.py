@@ -36,6 +36,19 @@ def test_nothing_heavy_is_imported(code: str) -> None:
     assert _heavy_after(code) == "[]"
 
 
+def test_dynamic_mode_loads_neither_downloads_nor_measurements() -> None:
+    code = (
+        "import onnxq\nonnxq.quantize_dynamic\nimport sys\n"
+        "left_out = {'http.client', 'ssl', 'multiprocessing', 'importlib.metadata'}\n"
+        "print(sorted(left_out & set(sys.modules)))\n"
+        "print([name for name in sys.modules if name.startswith('onnxq.measure')])\n"
+        "import onnx\nassert callable(onnx.hub.load)\n"
+        "onnx.serialization.registry.get('json').serialize_proto(onnx.ModelProto())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "[]"]
+
+
 def test_sympy_waits_until_it_is_used() -> None:
     code = (
         "import onnxq\nonnxq.quantize_dynamic\nimport sys\n"
@@ -58,6 +71,8 @@ def test_stages_are_about_linear(mode: str) -> None:
 def test_large_weights_are_quantized_in_pieces(granularity: Granularity) -> None:
     x = np.random.default_rng(0).standard_normal((70, PIECE // 64, 1), dtype=np.float32)
     axis = granularity.axis if isinstance(granularity, PerChannel) else None
+    others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis)
+    assert np.array_equal(abs_max(x, axis), np.abs(x).max(axis=others))
     params = symmetric_params(QuantSpec(INT8, granularity, symmetric=True), abs_max(x, axis))
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     expected = np.clip(np.rint(x / params.scale.reshape(shape)), -127, 127)

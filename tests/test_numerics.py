@@ -192,6 +192,77 @@ def test_ptf_is_the_best_power_of_two_as_literally_searched(name: str) -> None:
     assert found == pytest.approx(127 * scales[int(np.argmin(losses))])
 
 
+def rounded(x: list[float], low: float, high: float, steps: int) -> list[float]:
+    """Literally: the nearest of the steps + 1 values that low..high offers."""
+    scale = (high - low) / steps
+    zero = round(low / scale)
+    return [min(max(round(v / scale), zero), zero + steps) * scale for v in x]
+
+
+def squared_error(x: list[float], y: list[float], share: list[float]) -> float:
+    return math.fsum(s * (a - b) ** 2 for a, b, s in zip(x, y, share, strict=True))
+
+
+def moved_moments(x: list[float], y: list[float], share: list[float]) -> float:
+    def moments(values: list[float]) -> tuple[float, float]:
+        mean = math.fsum(s * v for s, v in zip(share, values, strict=True))
+        spread = math.fsum(s * (v - mean) ** 2 for s, v in zip(share, values, strict=True))
+        return mean, math.sqrt(spread)
+
+    (mean_x, std_x), (mean_y, std_y) = moments(x), moments(y)
+    return abs(mean_x - mean_y) + abs(std_x - std_y)
+
+
+SEARCHES = {
+    "mse": (squared_error, [0.30 + 0.02 * i for i in range(36)]),
+    "ptf": (squared_error, [0.125, 0.25, 0.5, 1.0]),
+    "emd": (moved_moments, [0.30 + 0.02 * i for i in range(36)]),
+}
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("name", DATA)
+def test_search_over_all_candidates_at_once_is_the_literal_loop(
+    name: str, method: str, symmetric: bool
+) -> None:
+    x = DATA[name][0][:500]
+    stats = statistics(x[None])
+    low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
+    edges = np.linspace(stats.minimum, stats.maximum, 2 * BINS + 1)
+    counts = stats.counted.rebin(edges, stats.minimum, stats.maximum)
+    centres = ((edges[:-1] + edges[1:]) / 2)[counts > 0].tolist()
+    share = (counts[counts > 0] / counts.sum()).tolist()
+    loss, shares = SEARCHES[method]
+
+    def of(candidate: tuple[float, float]) -> float:
+        return loss(centres, rounded(centres, *candidate, 254 if symmetric else 255), share)
+
+    def best(candidates: list[tuple[float, float]]) -> tuple[float, float]:
+        losses = {candidate: of(candidate) for candidate in candidates}
+        # the widest of those with the least loss, to within what the sums are rounded by
+        return [c for c in candidates if losses[c] <= min(losses.values()) * (1 + 1e-9)][-1]
+
+    if symmetric:
+        expected = best([(-s * stats.abs_max, s * stats.abs_max) for s in shares])
+    else:
+        expected = (low, high)
+        for _ in range(2):
+            expected = best([(expected[0], s * high) for s in shares])
+            if low < 0:
+                expected = best([(s * low, expected[1]) for s in shares])
+    assert METHODS[method](stats, RangeOptions(8, symmetric)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_of_equal_losses_the_wider_range_is_taken() -> None:
+    """Values that no candidate rounds: 0 alone, in any range, and a lone end at the full one."""
+    zeros = statistics(np.zeros((2, 8), np.float32))
+    whole = statistics(np.eye(4, dtype=np.float32))
+    for method in SEARCHES:
+        assert METHODS[method](zeros, SYMMETRIC) == (0.0, 0.0)
+        assert METHODS[method](whole, SYMMETRIC)[1] == 1.0
+
+
 def test_extremes_are_exact_and_avg_is_the_mean_over_samples() -> None:
     x = DATA["laplace"]
     stats = statistics(x, [10])

@@ -8,11 +8,10 @@ statistics arrive, and they arrive once.
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import dataclass, replace
 
 from onnxq.collect.runner import Job, Runner, cores
@@ -93,6 +92,9 @@ def run_shares(
             take(share, run_share(job, *_read(samples, share)))
         return
     job = replace(job, cores=max(1, (job.cores or cores()) // executor))
+    import multiprocessing  # only now: most runs are in one process
+    from concurrent.futures import ProcessPoolExecutor
+
     context = multiprocessing.get_context("spawn")  # onnxruntime's threads do not survive a fork
     left = list(shares)
     for _ in range(MOST_DEATHS):

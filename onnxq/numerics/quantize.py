@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import threading
+
 import numpy as np
 
 from onnxq.qtypes import (
@@ -28,7 +31,7 @@ __all__ = [
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 # Elements that are quantized at once: their floats stay in the processor's cache
-PIECE = 1 << 18
+PIECE = 1 << 17
 
 
 def abs_max(x: Array, axis: int | None) -> Float32Array:
@@ -82,29 +85,49 @@ def range_of(params: QuantParams) -> tuple[float, float]:
 def quantize(x: Array, params: QuantParams) -> Array:
     """Integers of params' type, of x's shape; rounds half to even as QuantizeLinear does."""
     scale, zero_point = _along(params, x.ndim)
-    if x.size <= PIECE or x.shape[0] == 1:
-        return _quantize(x, params, scale, zero_point)
     result = np.empty(x.shape, params.spec.qtype.dtype)
+    if x.size <= PIECE or x.shape[0] == 1:
+        _quantize(x, params, scale, zero_point, result)
+        return result
     step = max(PIECE * x.shape[0] // x.size, 1)
     for start in range(0, x.shape[0], step):
         rows = slice(start, start + step)
         own = rows if scale.ndim and scale.shape[0] > 1 else slice(None)
         along = (scale[own], zero_point[own]) if scale.ndim else (scale, zero_point)
-        result[rows] = _quantize(x[rows], params, *along)
+        _quantize(x[rows], params, *along, result[rows])
     return result
 
 
-def _quantize(x: Array, params: QuantParams, scale: Float32Array, zero_point: Array) -> Array:
+def _quantize(
+    x: Array, params: QuantParams, scale: Float32Array, zero_point: Array, result: Array
+) -> None:
     qtype = params.spec.qtype
     if qtype.bits > 16:  # a float32 quotient cannot hold 32-bit integers
-        q = np.asarray(np.asarray(x, np.float64) / scale)
+        q: Array = np.empty(x.shape, np.float64)
     else:
-        q = np.asarray(np.asarray(x, np.float32) / scale)  # numpy makes 0-d results scalars
+        q = _SCRATCH.of(x.shape)
+    np.divide(np.asarray(x, q.dtype), scale, out=q)
     np.rint(q, out=q)
     if zero_point.any():
         q += zero_point
     np.clip(q, params.spec.lowest, qtype.qmax, out=q)
-    return q.astype(qtype.dtype)
+    np.copyto(result, q, casting="unsafe")
+
+
+class _Scratch(threading.local):
+    """A buffer of a thread for one piece: a new one for each would cost a page fault a page."""
+
+    def __init__(self) -> None:
+        self._quotients = np.empty(PIECE, np.float32)
+
+    def of(self, shape: tuple[int, ...]) -> Float32Array:
+        size = math.prod(shape)
+        if size > PIECE:
+            return np.empty(shape, np.float32)
+        return self._quotients[:size].reshape(shape)
+
+
+_SCRATCH = _Scratch()
 
 
 def dequantize(q: Array, params: QuantParams) -> Float32Array:
@@ -130,10 +153,17 @@ def levels(qtype: QType, *, symmetric: bool) -> int:
     return 2 * qtype.qmax if symmetric else qtype.qmax - qtype.qmin
 
 
-def fake_quantize(x: Float64Array, low: float, high: float, steps: int) -> Float64Array:
-    """x rounded to the `steps` + 1 values that low..high offers, and clipped to it, in float64."""
-    scale = (high - low) / steps
-    if scale <= 0.0:
-        return np.zeros_like(x)
-    zero = np.rint(low / scale)
-    return np.asarray((np.clip(np.rint(x / scale), zero, zero + steps)) * scale)
+def fake_quantize(x: Float64Array, low: Array, high: Array, steps: int) -> Float64Array:
+    """x rounded to the `steps` + 1 values that low..high offers, and clipped to it, in float64.
+
+    x: [values]. low, high: float64 [ranges]. Gives [ranges, values]; 0 where a range is empty.
+    """
+    step = ((high - low) / steps)[:, None]
+    scale = np.where(step > 0.0, step, 1.0)
+    zero = np.rint(low[:, None] / scale)
+    y = np.asarray(x / scale, np.float64)
+    np.rint(y, out=y)
+    np.maximum(y, zero, out=y)
+    np.minimum(y, zero + steps, out=y)
+    y *= np.where(step > 0.0, scale, 0.0)
+    return y

@@ -171,21 +171,30 @@ def ptf(stats: TensorStatistics, options: RangeOptions) -> Range:
 
 def emd(stats: TensorStatistics, options: RangeOptions) -> Range:
     """The range that least changes mean and standard deviation: |mean - mean'| + |std - std'|."""
-
-    def loss(x: Float64Array, y: Float64Array, share: Float64Array) -> float:
-        mean_x, mean_y = share @ x, share @ y
-        std_x = np.sqrt(share @ np.square(x - mean_x))
-        std_y = np.sqrt(share @ np.square(y - mean_y))
-        return float(abs(mean_x - mean_y) + abs(std_x - std_y))
-
-    return _search(stats, options, loss)
+    return _search(stats, options, _moved_moments)
 
 
-Loss = Callable[[Float64Array, Float64Array, Float64Array], float]
+# Of the values x, and y, [candidates, values], which may be overwritten; share of each value: the
+# loss of each candidate
+Loss = Callable[[Float64Array, Float64Array, Float64Array], Float64Array]
 
 
-def _squared_error(x: Float64Array, y: Float64Array, share: Float64Array) -> float:
-    return float(share @ np.square(x - y))
+def _squared_error(x: Float64Array, y: Float64Array, share: Float64Array) -> Float64Array:
+    y -= x
+    return _mean(np.square(y, out=y), share)
+
+
+def _moved_moments(x: Float64Array, y: Float64Array, share: Float64Array) -> Float64Array:
+    mean_x, mean_y = _mean(x, share), _mean(y, share)
+    std_x = np.sqrt(_mean(np.square(x - mean_x), share))
+    y -= mean_y[:, None]
+    std_y = np.sqrt(_mean(np.square(y, out=y), share))
+    return np.asarray(np.abs(mean_x - mean_y) + np.abs(std_x - std_y))
+
+
+def _mean(values: Float64Array, share: Float64Array) -> Float64Array:
+    # not a matrix product, in which equal rows may have different sums: ties are to be ties
+    return np.asarray((values * share).sum(axis=-1))
 
 
 def _search(
@@ -197,21 +206,22 @@ def _search(
     """
     x, counts = _centres(stats)
     share = counts / counts.sum()
-    steps = options.levels
 
-    def best(candidates: list[Range]) -> Range:
-        losses = [loss(x, fake_quantize(x, low, high, steps), share) for low, high in candidates]
-        return candidates[len(losses) - 1 - int(np.argmin(losses[::-1]))]
+    def best(lows: Float64Array, highs: Float64Array) -> Range:
+        lows, highs = np.broadcast_arrays(lows, highs)
+        losses = loss(x, fake_quantize(x, lows, highs, options.levels), share)
+        i = losses.size - 1 - int(np.argmin(losses[::-1]))
+        return float(lows[i]), float(highs[i])
 
     if options.symmetric:
-        alpha = stats.abs_max
-        return best([(-s * alpha, s * alpha) for s in shares.tolist()])
+        alphas = shares * stats.abs_max
+        return best(-alphas, alphas)
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
-    lows = [s * low for s in shares.tolist()] if low < 0 else [0.0]
-    highs = [s * high for s in shares.tolist()] if high > 0 else [0.0]
+    lows = shares * low if low < 0 else np.zeros(1)
+    highs = shares * high if high > 0 else np.zeros(1)
     for _ in range(2 if low < 0 < high else 1):
-        _, high = best([(low, h) for h in highs])
-        low, _ = best([(at, high) for at in lows])
+        _, high = best(np.asarray([low]), highs)
+        low, _ = best(lows, np.asarray([high]))
     return low, high
 
 

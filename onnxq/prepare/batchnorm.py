@@ -15,10 +15,11 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.model import constant
+from onnxq.model import constant, read, shape_of
 from onnxq.optable import gemm_output_axis
 from onnxq.prepare.layers import set_bias, take_output, tensor_names
 from onnxq.prepare.names import NameMap
+from onnxq.qtypes import Array, Float64Array
 
 __all__ = ["fold_batchnorm"]
 
@@ -53,21 +54,31 @@ def _fold(graph: ir.Graph, norm: ir.Node, names: NameMap, taken: Collection[str]
     gamma, beta, mean, var = (np.asarray(t.numpy(), np.float64) for t in rest)
     if stored.dtype != ir.DataType.FLOAT or stored.shape[axis] != gamma.size:
         return
-    w = stored.numpy()
     epsilon = norm.attributes.get_float("epsilon", 1e-5)
     gain = gamma / np.sqrt(var + epsilon)
-    along = [-1 if i == axis else 1 for i in range(w.ndim)]
+    along = [-1 if i == axis else 1 for i in range(len(stored.shape))]
     b = np.zeros(gamma.size) if old is None else np.asarray(old.numpy(), np.float64).reshape(-1)
     if b.size not in (1, gamma.size):
         return
-    folded = np.empty_like(w)
-    # numpy converts piece by piece: no copy of the weight in float64
-    np.multiply(w, gain.reshape(along), out=folded, dtype=np.float64, casting="same_kind")
-    weight.const_value = ir.tensor(folded, name=weight.name)
+    weight.const_value = _scaled(stored, gain.reshape(along), weight.name)
     set_bias(layer, (b - mean) * gain + beta, taken)
     names.absorb(layer, norm)
     names.add(layer, [value.name or ""])
     take_output(graph, layer, norm)
+
+
+def _scaled(stored: ir.TensorProtocol, gain: Float64Array, name: str | None) -> ir.LazyTensor:
+    """stored * gain, calculated once, when it is first looked at: then many are at a time."""
+
+    def scaled(w: Array) -> Array:
+        folded = np.empty_like(w)
+        # numpy converts piece by piece: no copy of the weight in float64
+        return np.multiply(w, gain, out=folded, dtype=np.float64, casting="same_kind")
+
+    def evaluate() -> ir.TensorProtocol:
+        return ir.tensor(read(stored, scaled), name=name)
+
+    return ir.LazyTensor(evaluate, stored.dtype, shape=shape_of(stored), cache=True, name=name)
 
 
 def _output_axis(layer: ir.Node) -> int | None:
