@@ -20,7 +20,7 @@ from rich.console import Console
 from benchmarks.accuracy_bars import judged
 from benchmarks.accuracy_measure import Bench
 from benchmarks.accuracy_rows import Result, Rows
-from benchmarks.accuracy_table import figures
+from benchmarks.accuracy_table import absent, figures
 from benchmarks.accuracy_tools import LEVELS, OURS, TOOLS, Setting
 from benchmarks.machine import machine, pin, versions
 from benchmarks.rows import table
@@ -84,7 +84,11 @@ def show(rows: Rows, peers: Path | None) -> None:
             everything.add(row)
     console = Console(width=max(150, Console().width))
     console.print(figures(everything))
-    console.print(table(judged(everything)))
+    for line in absent(everything):
+        console.print(line, markup=False, soft_wrap=True)
+    groups = judged(everything)
+    if groups:
+        console.print(table(groups))
 
 
 def _arguments() -> argparse.Namespace:
@@ -96,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     add("--validation", type=int, metavar="N", help="the first N validation samples alone")
     add("--json", type=Path, metavar="FILE", help="the file to write (CACHE/accuracy.json)")
     add("--resume", action="store_true", help="keep the rows that the file has")
-    add("--peers", type=Path, metavar="FILE", help="show the peers' rows of this earlier run, too")
+    add("--peers", type=Path, metavar="FILE", help="an earlier run, to show its peers' rows, too")
     add("--show", action="store_true", help="print what the file has, and measure nothing")
     add("--cache", type=Path, default=Settings.cache, help="models, samples, environments")
     arguments = parser.parse_args()

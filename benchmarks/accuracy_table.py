@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.accuracy_rows import Result, Rows
 from benchmarks.subjects import SUBJECTS
 
-__all__ = ["cells", "figures"]
+__all__ = ["absent", "cells", "figures"]
 
 COLUMNS = (
     "network",
@@ -43,11 +42,20 @@ def figures(rows: Rows) -> Table:
     return table
 
 
+def absent(rows: Rows) -> list[str]:
+    """Each reason for rows without figures, with the tools and the networks that it is one for."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.reason is not None:
+            found.setdefault((f"{row.tool} {row.level}", row.reason), []).append(row.network)
+    return [f"{who} on {', '.join(on)}: {reason}" for (who, reason), on in found.items()]
+
+
 def cells(row: Result) -> list[str]:
-    """The text of each column; of a row without figures, the reason in the fourth."""
+    """The text of each column; of a row without figures, none but those of its key."""
     start = [row.network, row.tool, row.level]
     if row.reason is not None:
-        return [*start, f"[yellow]{escape(row.reason)}[/yellow]"]
+        return [*start, "[yellow]none[/yellow]"]
     drop = "" if row.drop is None else f"{row.drop:+.2f} ± {row.interval or 0:.2f}"
     latency = (
         "" if row.int8_ms is None or row.ratio is None else f"{row.int8_ms:.2f} ({row.ratio:.2f})"

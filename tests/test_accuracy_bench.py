@@ -20,7 +20,7 @@ from benchmarks import accuracy
 from benchmarks.accuracy_bars import judged, mean_drop
 from benchmarks.accuracy_measure import Bench, compared
 from benchmarks.accuracy_rows import LOWEST, Result, Rows, paired_drop, sqnr_of
-from benchmarks.accuracy_table import cells, figures
+from benchmarks.accuracy_table import absent, cells, figures
 from benchmarks.accuracy_tools import LEVELS, OURS, PEERS, TOOLS, Setting
 from benchmarks.macs import all_macs, integer_macs
 from benchmarks.rows import Row
@@ -316,7 +316,19 @@ def test_a_line_of_the_table() -> None:
     assert cells(row)[3:] == shown
     assert cells(dataclasses.replace(row, others=0.1))[7] == "12.3"
     text = io.StringIO()
-    rows = Rows([result("none", reason="it ended with [1]"), row])
+    rows = Rows([result("balanced", reason="it ended with [1]"), row])
     Console(width=200, file=text).print(figures(rows))
-    assert "it ended with [1]" in text.getvalue()
+    assert ["balanced", "none"] in [
+        line.replace("│", " ").split()[-2:] for line in text.getvalue().splitlines()
+    ]
     assert [line for line in text.getvalue().splitlines() if "float" in line and "79.46" in line]
+
+
+def test_what_is_absent_is_listed_by_its_reason() -> None:
+    rows = [result("best", network=name, reason="too [1] slow") for name in IMAGENET[:2]]
+    rows.append(result("fast", reason="no memory"))
+    first, second = IMAGENET[:2]
+    assert absent(Rows(rows)) == [
+        f"{OURS} best on {first}, {second}: too [1] slow",
+        f"{OURS} fast on mobilenet_v2_1.0: no memory",
+    ]
