@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from benchmarks.macs import all_macs, integer_macs
 from benchmarks.subjects import Subject, Validation
 from benchmarks.wholeprocess import ChildFailedError
 from benchmarks.workshop import Workshop
-from onnxq.measure.timing import latencies
+from onnxq.measure.timing import interleaved
 from onnxq.runtime import ORT_ERRORS, one_line
 
 __all__ = ["Bench"]
 
 THREADS = 2
-LATENCY_SECONDS = 3.0
+# Threads of one session go on spinning for some milliseconds after a run, and hold up the next one:
+# with one run that does not count and three that do, both sessions took twice as long as alone
+SETTLE, BURST, ROUNDS, LATENCY_SECONDS = 10, 10, 2, 2.0
 FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
 Outputs = Mapping[str, Array]
 
@@ -46,22 +49,27 @@ class Bench:
         return self.subject.validation(self.shop, self.limit)
 
     @cached_property
+    def float_model(self) -> Path:
+        return self.subject.model(self.shop)
+
+    @cached_property
     def reference(self) -> Outputs:
-        return outputs_of(opened(self.subject.model(self.shop), 1), self.validation)
+        return outputs_of(opened(self.float_model, 1), self.validation)
 
     @cached_property
     def macs(self) -> int:
-        return all_macs(self.subject.model(self.shop), self.validation.feeds[0])
+        return all_macs(self.float_model, self.validation.feeds[0])
 
     def measure(self, setting: Setting, commit: str | None) -> Result:
         """The row of a setting; what could not run has none of the figures, but the reason."""
-        name, out = self.subject.name, self.shop.scratch / f"accuracy-{os.getpid()}.onnx"
+        name, out = self.subject.name, self.kept(setting.tool, setting.level)
         row: dict[str, Any] = {"network": name, "tool": setting.tool, "level": setting.level}
         reason = self.subject.reason()
         if reason is not None:
             return Result(**row, reason=reason, started=False)
         try:
             child = setting.child(self.shop, self.subject, out)
+            out.unlink(missing_ok=True)
             load = Load()
             run = child.run()
             row |= {"seconds": run.seconds, "others": load.others()}
@@ -73,23 +81,43 @@ class Bench:
             return Result(**row, reason=str(error))
         except ORT_ERRORS as error:
             return Result(**row, reason=f"onnxruntime cannot run the result: {one_line(error)}")
-        finally:
-            for path in self.shop.scratch.glob(f"{out.stem}.*"):
-                path.unlink()
         return Result(**row, samples=setting.samples, commit=commit)
 
     def _figures(self, quantized: Path) -> dict[str, Any]:
         found = outputs_of(opened(quantized, 1), self.validation)
-        sessions = [opened(path, THREADS) for path in (self.subject.model(self.shop), quantized)]
-        seconds = latencies(sessions, self.validation.feeds[0], seconds=LATENCY_SECONDS)
         share = integer_macs(quantized, self.validation.feeds[0]) / self.macs
         return {
             "validation": len(self.validation.feeds),
             **compared(self.reference, found, self.validation),
-            "fp32_ms": seconds[0] * 1e3,
-            "int8_ms": seconds[1] * 1e3,
             "macs": 100 * share,
+            **self._latencies(quantized),
         }
+
+    def timed(self, row: Result) -> Result | None:
+        """The row with latencies that are measured anew; None if its model is not there."""
+        quantized = self.kept(row.tool, row.level)
+        if row.reason is not None or not quantized.is_file():
+            return None
+        return dataclasses.replace(row, **self._latencies(quantized))
+
+    def kept(self, tool: str, level: str) -> Path:
+        """Where the quantized model of a row is."""
+        folder = self.shop.cache / "quantized"
+        folder.mkdir(parents=True, exist_ok=True)
+        words = "".join(c if c.isalnum() or c in "._" else "-" for c in f"{tool}-{level}")
+        return folder / f"{self.subject.name}.{words}.onnx"
+
+    def _latencies(self, quantized: Path) -> dict[str, Any]:
+        """Milliseconds of a run, float and int8 in turn, and what others took of the machine."""
+        feed = dict(self.validation.feeds[0])
+        sessions = [opened(path, THREADS) for path in (self.float_model, quantized)]
+        runs = [partial(active.run, None, feed) for active in sessions]
+        load = Load()
+        taken = interleaved(
+            runs, rounds=ROUNDS, seconds=LATENCY_SECONDS, settle=SETTLE, burst=BURST
+        )
+        fp32, int8 = 1e3 * np.median(taken, axis=(0, 2))
+        return {"fp32_ms": float(fp32), "int8_ms": float(int8), "latency_others": load.others()}
 
 
 def opened(model: Path, threads: int) -> ort.InferenceSession:

@@ -37,7 +37,8 @@ class Result:
     sqnr: dB, of the output that has the lowest; sqnrs: of each. None if it is infinite.
     seconds, peak_mb: of the whole process that quantized. others: share of the machine that other
         processes took meanwhile; the seconds count as disturbed by more than DISTURBED.
-    fp32_ms, int8_ms: latencies, taken in turn. macs: percent of the multiplications in int8.
+    fp32_ms, int8_ms: latencies, taken in turn; latency_others: as `others`, meanwhile.
+    macs: percent of the multiplications in int8.
     notes: what the tool said of itself, plain values.
     """
 
@@ -60,6 +61,7 @@ class Result:
     peak_mb: float | None = None
     fp32_ms: float | None = None
     int8_ms: float | None = None
+    latency_others: float | None = None
     macs: float | None = None
     commit: str | None = None
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -72,6 +74,10 @@ class Result:
     def disturbed(self) -> bool:
         """Whether other processes made the seconds longer than they are."""
         return self.others is not None and self.others > DISTURBED
+
+    @property
+    def latency_disturbed(self) -> bool:
+        return self.latency_others is None or self.latency_others > DISTURBED
 
     @property
     def ratio(self) -> float | None:

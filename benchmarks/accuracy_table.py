@@ -58,7 +58,9 @@ def cells(row: Result) -> list[str]:
         return [*start, "[yellow]none[/yellow]"]
     drop = "" if row.drop is None else f"{row.drop:+.2f} ± {row.interval or 0:.2f}"
     latency = (
-        "" if row.int8_ms is None or row.ratio is None else f"{row.int8_ms:.2f} ({row.ratio:.2f})"
+        ""
+        if row.int8_ms is None or row.ratio is None
+        else f"{row.int8_ms:.2f} ({row.ratio:.2f}){MARK if row.latency_disturbed else ''}"
     )
     return [
         *start,

@@ -69,7 +69,7 @@ def notes(out: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     report: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {key: report[key] for key in ("seconds", "ledger") if key in report}
+    return {key: report[key] for key in ("seconds", "improvement") if key in report}
 
 
 def _ours(level: str) -> Setting:

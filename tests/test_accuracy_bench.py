@@ -208,6 +208,27 @@ def test_a_tool_that_cannot_run_says_why(tmp_path: Path) -> None:
     assert (row.reason, row.started, row.sqnr) == ("no Paddle", False, None)
 
 
+def test_latencies_are_taken_again_where_the_model_is_kept(tmp_path: Path) -> None:
+    subject = Subject("none such", "generated")
+    bench = Bench(Workshop(Settings(cache=tmp_path)), subject, None)
+    rows = Rows([result("fast", network="none such", sqnr=20.0, int8_ms=1.0)])
+    assert list(accuracy.timed_again(bench, TOOLS[OURS], rows)) == []
+
+    model = written(NETWORK, tmp_path / "net.onnx")
+    feed = {"x": RNG.normal(size=(1, 16, 8, 8)).astype(np.float32)}
+
+    class Small(Bench):
+        validation = Validation([feed], None, lambda scores: scores)
+        float_model = model
+
+    small = Small(bench.shop, subject, None)
+    small.kept(OURS, "fast").write_bytes(model.read_bytes())
+    (row,) = accuracy.timed_again(small, TOOLS[OURS], rows)
+    assert row.sqnr == 20.0
+    assert row.ratio is not None
+    assert 0.2 < row.ratio < 5  # it is the same model
+
+
 def test_settings_are_chosen_by_tool_and_by_level() -> None:
     some = accuracy.chosen(["NNCF", OURS], ["fast", "best"])
     assert [(one.tool, one.level) for one in some] == [
@@ -310,11 +331,13 @@ def test_a_line_of_the_table() -> None:
         peak_mb=412.3,
         fp32_ms=8.0,
         int8_ms=2.0,
+        latency_others=0.0,
         macs=100.0,
     )
     shown = ["79.20", "+0.26 ± 0.80", "97.51", "20.12", "12.3*", "412", "2.00 (0.25)", "100.0"]
     assert cells(row)[3:] == shown
     assert cells(dataclasses.replace(row, others=0.1))[7] == "12.3"
+    assert cells(dataclasses.replace(row, latency_others=0.5))[9] == "2.00 (0.25)*"
     text = io.StringIO()
     rows = Rows([result("balanced", reason="it ended with [1]"), row])
     Console(width=200, file=text).print(figures(rows))

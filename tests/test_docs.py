@@ -56,7 +56,16 @@ OTHERS = {
     "--strict": "of mypy",
     **dict.fromkeys(
         ("--group", "--rounds", "--quick", "--json", "--cache")
-        + ("--network", "--tool", "--level", "--validation", "--resume", "--peers", "--show"),
+        + (
+            "--network",
+            "--tool",
+            "--level",
+            "--validation",
+            "--resume",
+            "--peers",
+            "--show",
+            "--timings",
+        ),
         "of the benchmarks",
     ),
 }
