@@ -37,6 +37,7 @@ GOALS: Mapping[str, Goal] = {
 }
 BEST_GAIN = 1.5
 # Networks that break other tools: no collapse, and little left in float
+OTHERS = ("unlabelled", "generated")
 SOUND, INTEGER, ALL_INTEGER = at_least(20, "dB"), at_least(90, "%"), at_least(100, "%")
 # Seconds of a whole process, by network and level
 SECONDS: Mapping[tuple[str, str], Bar] = {
@@ -119,7 +120,7 @@ def _goals(row: Result, subject: Subject) -> Iterator[Row]:
     if goal is not None:
         bar = at_least(goal.sqnr + more, "dB")
         yield Row(f"{row.level}: SQNR", figure=_sqnr(row), unit="dB", bar=bar)
-    elif subject.kind == "generated":
+    elif subject.kind in OTHERS:
         yield Row(f"{row.level}: SQNR", figure=_sqnr(row), unit="dB", bar=SOUND)
     if goal is not None and goal.agreement is not None and row.agreement is not None:
         bar = at_least(goal.agreement, "%")
@@ -130,8 +131,8 @@ def _coverage(rows: Rows, row: Result, subject: Subject) -> Iterator[Row]:
     """Trained convolutional networks are wholly in int8, and as fast as the plain model."""
     if row.macs is None:
         return
-    whole = subject.convolutional and subject.kind != "generated"
-    bar = ALL_INTEGER if whole else INTEGER if subject.kind == "generated" else None
+    whole = subject.convolutional and subject.kind not in OTHERS
+    bar = ALL_INTEGER if whole else INTEGER if subject.kind in OTHERS else None
     # what the classifier alone takes is more than this rounding
     yield Row(f"{row.level}: MACs in int8", figure=round(row.macs, 2), unit="%", bar=bar)
     plain = rows.get(row.network, OURS, "none")

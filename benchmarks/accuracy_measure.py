@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from benchmarks.common import Array
 from benchmarks.environments import UnavailableError
 from benchmarks.macs import all_macs, integer_macs
 from benchmarks.subjects import Subject, Validation
-from benchmarks.wholeprocess import ChildFailedError
+from benchmarks.wholeprocess import Child, ChildFailedError
 from benchmarks.workshop import Workshop
 from onnxq.measure.timing import interleaved
 from onnxq.runtime import ORT_ERRORS, one_line
@@ -69,12 +71,13 @@ class Bench:
             return Result(**row, reason=reason, started=False)
         try:
             child = setting.child(self.shop, self.subject, out)
-            out.unlink(missing_ok=True)
+            shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
             load = Load()
             run = child.run()
             row |= {"seconds": run.seconds, "others": load.others()}
             row |= {"peak_mb": None if run.peak is None else run.peak / 1e6}
-            row |= self._figures(out) | {"notes": notes(out)}
+            row |= self._paddle_figures(setting, out) if setting.paddle else self._figures(out)
+            row["notes"] = notes(out)
         except UnavailableError as error:
             return Result(**row, reason=str(error), started=False)
         except ChildFailedError as error:
@@ -92,6 +95,20 @@ class Bench:
             "macs": 100 * share,
             **self._latencies(quantized),
         }
+
+    def _paddle_figures(self, setting: Setting, quantized: Path) -> dict[str, Any]:
+        """By Paddle Inference in the tool's environment, whose latencies are not onnxruntime's."""
+        count = len(self.validation.feeds)
+        with tempfile.TemporaryDirectory(prefix="onnxq-paddle-") as folder:
+            samples, found = Path(folder) / "samples.npy", Path(folder) / "outputs.npz"
+            rows = [next(iter(self.validation.feeds[i].values())) for i in range(count)]
+            np.save(samples, np.concatenate(rows))
+            arguments = (str(quantized), str(samples), str(found))
+            python = self.shop.peer(setting.environment or "").python
+            Child(python, "run_paddle_outputs.py", arguments).run()
+            with np.load(found) as content:
+                outputs = {name: content[name] for name in content.files}
+        return {"validation": count, **compared(self.reference, outputs, self.validation)}
 
     def timed(self, row: Result) -> Result | None:
         """The row with latencies that are measured anew; None if its model is not there."""

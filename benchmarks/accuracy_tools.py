@@ -14,7 +14,7 @@ from benchmarks.subjects import Subject
 from benchmarks.wholeprocess import Child
 from benchmarks.workshop import Workshop
 
-__all__ = ["LEVELS", "OURS", "SAMPLES", "TOOLS", "Setting"]
+__all__ = ["LEVELS", "ONLY_PADDLE", "OURS", "SAMPLES", "TOOLS", "Setting"]
 
 SAMPLES = 300
 # onnxruntime keeps each activation of each sample for these: more than this many and memory ends
@@ -30,7 +30,8 @@ class Setting:
 
     default: what a user of the tool gets who sets nothing.
     arguments: of its script, before model, samples and output. samples: how many it gets.
-    environment: None for that of this process. reason: why it can run nothing, if it cannot.
+    environment: None for that of this process.
+    paddle: it reads and writes directories of Paddle models.
     """
 
     tool: str
@@ -40,14 +41,17 @@ class Setting:
     environment: str | None = None
     samples: int = SAMPLES
     default: bool = False
-    reason: str | None = None
+    paddle: bool = False
 
     def child(self, shop: Workshop, subject: Subject, out: Path) -> Child:
         """The process that writes `out`. Raises UnavailableError."""
-        if self.reason is not None:
-            raise UnavailableError(self.reason)
+        model = subject.model(shop)
+        if self.paddle:
+            if not subject.paddle:
+                raise UnavailableError(ONLY_PADDLE)
+            model = model.parent
         given: tuple[str, ...] = (
-            str(subject.model(shop)),
+            str(model),
             str(subject.samples(shop, self.samples)),
             str(out),
         )
@@ -101,7 +105,15 @@ PEERS = (
     _onnxruntime("U8S8 Entropy", "Entropy", FEWER, default=False),
     _nncf("default", "fast", default=True),
     _nncf("full correction", "full", default=False),
-    Setting("PaddleSlim", "default", default=True, reason=ONLY_PADDLE),
+    Setting(
+        "PaddleSlim",
+        "default",
+        "run_paddleslim.py",
+        ("hist",),
+        "paddleslim",
+        default=True,
+        paddle=True,
+    ),
 )
 SETTINGS = (*PEERS, *(_ours(level) for level in LEVELS))
 TOOLS: Mapping[str, tuple[Setting, ...]] = {

@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.assets import NETWORKS, Network, load_images
+from benchmarks.assets import IMAGENET_SCALED, NETWORKS, Network, load_images
 from benchmarks.common import Array, plain_session
 from benchmarks.models import MODELS, random_inputs
 from benchmarks.workshop import SEED, Workshop
@@ -18,11 +18,20 @@ from onnxq.data.samples import Samples
 
 __all__ = ["SUBJECTS", "Subject", "Validation"]
 
-Kind = Literal["imagenet", "trained", "generated"]
+Kind = Literal["imagenet", "trained", "unlabelled", "generated"]
 # Of the generated models: their samples are made, and have no labels
 GENERATED = ("vit_tiny", "bert_small", "mobilenet_v3", "efficientnet")
-GENERATED_VALIDATION = 200
+GENERATED_VALIDATION, UNLABELLED_VALIDATION = 200, 300
 TRANSFORMERS = ("vit", "vit_tiny", "bert_small")
+# Trained on other images, to three classes; the only one that is there as a Paddle model, too
+MOBILENET_V3 = Network(
+    "mobilenet_v3_small_0.35",
+    "paddle/mobilenet_v3_small_0.35_cls/model.onnx",
+    "imagenet",
+    *IMAGENET_SCALED,
+    least_sqnr=0.0,
+    crop=224,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +50,8 @@ class Validation:
 class Subject:
     """A network. kind: "imagenet" and "trained" have labels; generated weights are random.
 
+    paddle: it is there as a Paddle model, too, `inference.pdmodel` beside the ONNX file.
+
     convolutional: all its multiplications can be in int8.
     """
 
@@ -48,6 +59,7 @@ class Subject:
     kind: Kind
     convolutional: bool = True
     network: Network | None = field(default=None, repr=False)
+    paddle: bool = False
 
     def reason(self) -> str | None:
         """Why it cannot be measured here, if it cannot."""
@@ -72,7 +84,7 @@ class Subject:
         shop.note(f"making the samples {stem}")
         if self.network is not None:
             images = load_images(self.network, "calibration", count, self._input(shop))
-            arrays = {"": images.batch(0, len(images))}
+            arrays: dict[str, Any] = {"": images.batch(0, len(images))}
         else:
             feeds = random_inputs(self.name, count, SEED)
             arrays = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
@@ -81,7 +93,7 @@ class Subject:
             np.save(partial, next(iter(arrays.values())))
         else:
             partial = folder / f"{stem}.partial-{os.getpid()}.npz"
-            np.savez(partial, allow_pickle=False, **arrays)
+            np.savez(partial, **arrays)
         return partial.rename(folder / f"{stem}{partial.suffix}")
 
     def validation(self, shop: Workshop, limit: int | None) -> Validation:
@@ -90,8 +102,11 @@ class Subject:
             count = min(limit or GENERATED_VALIDATION, GENERATED_VALIDATION)
             feeds = random_inputs(self.name, count, SEED + 1000)
             return Validation(feeds, None, _as_it_is)
+        if self.kind == "unlabelled":
+            limit = min(limit or UNLABELLED_VALIDATION, UNLABELLED_VALIDATION)
         images = load_images(self.network, "validation", limit, self._input(shop))
-        return Validation(images, images.labels, self.network.scores)
+        labels = None if self.kind == "unlabelled" else images.labels
+        return Validation(images, labels, self.network.scores)
 
     def _input(self, shop: Workshop) -> str:
         name: str = plain_session(self.model(shop)).get_inputs()[0].name
@@ -109,5 +124,6 @@ def _subject(network: Network) -> Subject:
 
 SUBJECTS: Mapping[str, Subject] = {
     **{network.name: _subject(network) for network in NETWORKS.values()},
+    MOBILENET_V3.name: Subject(MOBILENET_V3.name, "unlabelled", True, MOBILENET_V3, paddle=True),
     **{name: Subject(name, "generated", name not in TRANSFORMERS) for name in GENERATED},
 }

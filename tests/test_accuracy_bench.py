@@ -21,7 +21,7 @@ from benchmarks.accuracy_bars import judged, mean_drop
 from benchmarks.accuracy_measure import Bench, compared
 from benchmarks.accuracy_rows import LOWEST, Result, Rows, paired_drop, sqnr_of
 from benchmarks.accuracy_table import absent, cells, figures
-from benchmarks.accuracy_tools import LEVELS, OURS, PEERS, TOOLS, Setting
+from benchmarks.accuracy_tools import LEVELS, ONLY_PADDLE, OURS, PEERS, TOOLS
 from benchmarks.macs import all_macs, integer_macs
 from benchmarks.rows import Row
 from benchmarks.subjects import SUBJECTS, Subject, Validation
@@ -202,10 +202,9 @@ def test_only_rows_that_are_missing_are_measured(tmp_path: Path) -> None:
 
 def test_a_tool_that_cannot_run_says_why(tmp_path: Path) -> None:
     shop = Workshop(Settings(cache=tmp_path))
-    row = Bench(shop, SUBJECTS["vit_tiny"], None).measure(
-        Setting("a", "b", reason="no Paddle"), None
-    )
-    assert (row.reason, row.started, row.sqnr) == ("no Paddle", False, None)
+    (setting,) = TOOLS["PaddleSlim"]
+    row = Bench(shop, SUBJECTS["vit_tiny"], None).measure(setting, None)
+    assert (row.reason, row.started, row.sqnr) == (ONLY_PADDLE, False, None)
 
 
 def test_latencies_are_taken_again_where_the_model_is_kept(tmp_path: Path) -> None:
@@ -240,7 +239,7 @@ def test_settings_are_chosen_by_tool_and_by_level() -> None:
     scripts = Path(accuracy.__file__).parent / "peers"
     for tool, settings in TOOLS.items():
         assert [one.default for one in settings].count(True) == 1, tool
-        assert all(one.reason or (scripts / one.script).is_file() for one in settings)
+        assert all((scripts / one.script).is_file() for one in settings)
 
 
 # Bars
