@@ -45,11 +45,12 @@ class Setting:
 
     def child(self, shop: Workshop, subject: Subject, out: Path) -> Child:
         """The process that writes `out`. Raises UnavailableError."""
-        model = subject.model(shop)
-        if self.paddle:
-            if not subject.paddle:
-                raise UnavailableError(ONLY_PADDLE)
-            model = model.parent
+        if not self.paddle:
+            model = subject.model(shop)
+        elif subject.paddle and subject.network is not None:
+            model = subject.network.file.parent
+        else:
+            raise UnavailableError(ONLY_PADDLE)
         given: tuple[str, ...] = (
             str(model),
             str(subject.samples(shop, self.samples)),

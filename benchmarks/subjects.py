@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+import onnxq
 from benchmarks.assets import IMAGENET_SCALED, NETWORKS, Network, load_images
 from benchmarks.common import Array, plain_session
 from benchmarks.models import MODELS, random_inputs
@@ -23,10 +24,10 @@ Kind = Literal["imagenet", "trained", "unlabelled", "generated"]
 GENERATED = ("vit_tiny", "bert_small", "mobilenet_v3", "efficientnet")
 GENERATED_VALIDATION, UNLABELLED_VALIDATION = 200, 300
 TRANSFORMERS = ("vit", "vit_tiny", "bert_small")
-# Trained on other images, to three classes; the only one that is there as a Paddle model, too
+# Trained on other images, to three classes
 MOBILENET_V3 = Network(
     "mobilenet_v3_small_0.35",
-    "paddle/mobilenet_v3_small_0.35_cls/model.onnx",
+    "paddle/mobilenet_v3_small_0.35_cls/inference.pdmodel",
     "imagenet",
     *IMAGENET_SCALED,
     least_sqnr=0.0,
@@ -50,7 +51,7 @@ class Validation:
 class Subject:
     """A network. kind: "imagenet" and "trained" have labels; generated weights are random.
 
-    paddle: it is there as a Paddle model, too, `inference.pdmodel` beside the ONNX file.
+    paddle: it is a Paddle model, `inference.pdmodel`; others get what onnxq exports of it.
 
     convolutional: all its multiplications can be in int8.
     """
@@ -70,7 +71,15 @@ class Subject:
         return None
 
     def model(self, shop: Workshop) -> Path:
-        return shop.model(self.name) if self.network is None else self.network.file
+        if self.network is None:
+            return shop.model(self.name)
+        if not self.paddle:
+            return self.network.file
+        path = shop.cache / f"{self.name}.exported.onnx"
+        if not path.is_file():
+            shop.note(f"exporting {self.name}")
+            onnxq.export(self.network.file.parent, path, converter="paddle")
+        return path
 
     def samples(self, shop: Workshop, count: int) -> Path:
         """The file of the first `count` calibration samples: .npy, .npz for several inputs."""
