@@ -138,6 +138,8 @@ def _coverage(rows: Rows, row: Result, subject: Subject) -> Iterator[Row]:
     plain = rows.get(row.network, OURS, "none")
     if whole and row.level != "none" and plain is not None and plain.ratio and row.ratio:
         text = f"{row.ratio:.2f}x and {plain.ratio:.2f}x fp32"
+        if row.latency_disturbed or plain.latency_disturbed:
+            text += " (others ran meanwhile)"
         figure = row.ratio / plain.ratio
         yield Row(f"{row.level}: latency / none", text, figure, "x", SAME_LATENCY)
 
