@@ -58,7 +58,7 @@ def _times(values: tuple[float, float, float], factor: float) -> tuple[float, fl
 
 
 _HALF, _ONE = (127.5, 127.5, 127.5), (1.0, 1.0, 1.0)
-_RGB = _times(IMAGENET_MEAN, 255), _times(IMAGENET_STD, 255)
+IMAGENET_SCALED = _times(IMAGENET_MEAN, 255), _times(IMAGENET_STD, 255)
 _CIFAR = _times(CIFAR_MEAN, 255), _times(CIFAR_STD, 255)
 
 NETWORKS = {
@@ -101,9 +101,11 @@ NETWORKS = {
             17.5,
             crop=224,
         ),
-        Network("resnet20", "cifar10/resnet20.onnx", "cifar10.npz", *_RGB, 27.0),
-        Network("resnet56", "cifar10/resnet56.onnx", "cifar10.npz", *_RGB, 27.0),
-        Network("resnet50", "tiny_imagenet/resnet50.onnx", "tiny_imagenet.npz", *_RGB, 31.0),
+        Network("resnet20", "cifar10/resnet20.onnx", "cifar10.npz", *IMAGENET_SCALED, 27.0),
+        Network("resnet56", "cifar10/resnet56.onnx", "cifar10.npz", *IMAGENET_SCALED, 27.0),
+        Network(
+            "resnet50", "tiny_imagenet/resnet50.onnx", "tiny_imagenet.npz", *IMAGENET_SCALED, 31.0
+        ),
         Network("vit", "cifar10/vit.onnx", "cifar10.npz", *_CIFAR, 28.5),
     )
 }

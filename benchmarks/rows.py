@@ -12,7 +12,7 @@ from rich.table import Table
 __all__ = ["Bar", "Group", "Row", "Unit", "Verdict", "at_least", "at_most", "median_of", "table"]
 
 Verdict = Literal["met", "short", "absent", "-"]
-Unit = Literal["x", "s", "MB", "%", ""]
+Unit = Literal["x", "s", "MB", "%", "dB", "points", ""]
 
 _STYLES: Mapping[Verdict, str] = {"met": "green", "short": "red", "absent": "yellow", "-": "dim"}
 

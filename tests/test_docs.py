@@ -54,7 +54,20 @@ STUBS = Path(__file__).parent / "stubs"
 # Options in the pages that are not onnxq's
 OTHERS = {
     "--strict": "of mypy",
-    **dict.fromkeys(("--group", "--rounds", "--quick", "--json", "--cache"), "of the benchmark"),
+    **dict.fromkeys(
+        ("--group", "--rounds", "--quick", "--json", "--cache")
+        + (
+            "--network",
+            "--tool",
+            "--level",
+            "--validation",
+            "--resume",
+            "--peers",
+            "--show",
+            "--timings",
+        ),
+        "of the benchmarks",
+    ),
 }
 
 by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

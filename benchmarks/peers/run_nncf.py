@@ -1,7 +1,8 @@
 """NNCF on its ONNX backend.
 
 `run_nncf.py dynamic INT8_SYM MODEL OUT` compresses weights alone,
-`run_nncf.py static fast|full MODEL SAMPLES.npy OUT` quantizes with fast or full bias correction.
+`run_nncf.py static fast|full MODEL SAMPLES OUT` quantizes with fast or full bias correction.
+SAMPLES is an .npy file, or an .npz file with an array for each input.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ def main() -> None:
     else:
         model, samples, out = rest
         loaded = onnx.load(model)
+        content = np.load(samples, mmap_mode="r")
         name = loaded.graph.input[0].name
-        feeds = [{name: row[None]} for row in np.load(samples, mmap_mode="r")]
+        arrays = {k: content[k] for k in content} if samples.endswith(".npz") else {name: content}
+        count = len(next(iter(arrays.values())))
+        feeds = [{k: v[i : i + 1] for k, v in arrays.items()} for i in range(count)]
         result = nncf.quantize(
             loaded,
             nncf.Dataset(feeds),

@@ -3,16 +3,20 @@
 `run_onnxq.py dynamic MODEL OUT`, or `run_onnxq.py static METHOD MODEL SAMPLES.npy OUT`.
 `run_onnxq.py made METHOD MODEL COUNT BATCH OUT` makes the samples when they are asked for, so that
 they cost no memory of their own.
+`run_onnxq.py accuracy LEVEL MODEL SAMPLES OUT REPORT` is static mode with its defaults at a level;
+the ledger of the passes goes into the report.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 import onnxq
+from onnxq.recipe import Accuracy
 
 SHAPE = (3, 224, 224)
 
@@ -41,6 +45,10 @@ def main() -> None:
     elif mode == "static":
         method, model, samples, out = rest
         onnxq.quantize_static(model, out, samples, method=method, verify=False)
+    elif mode == "accuracy":
+        level, model, samples, out, report = rest
+        accuracy = cast("Accuracy", level)  # onnxq says so if it is none
+        onnxq.quantize_static(model, out, samples, accuracy=accuracy, verify=False, report=report)
     else:
         method, model, count, batch, out = rest
         data = Made(int(count))

@@ -1,7 +1,8 @@
-"""onnxruntime.quantization at its best for x86: U8S8, per channel, its own preparation first.
+"""onnxruntime.quantization, its own preparation first.
 
-`run_onnxruntime.py dynamic MODEL OUT`, or `run_onnxruntime.py static METHOD MODEL SAMPLES.npy OUT`
-with MinMax, Percentile or Entropy for METHOD.
+`run_onnxruntime.py dynamic MODEL OUT`, or `run_onnxruntime.py static METHOD MODEL SAMPLES OUT`.
+METHOD is MinMax, Percentile or Entropy, at its best for x86: U8S8, per channel; or `defaults`,
+which sets nothing. SAMPLES is an .npy file, or an .npz file with an array for each input.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     def __init__(self, model: str, samples: str) -> None:
         session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        content = np.load(samples, mmap_mode="r")
         name = session.get_inputs()[0].name
-        self._feeds = iter([{name: row[None]} for row in np.load(samples, mmap_mode="r")])
+        arrays = {k: content[k] for k in content} if samples.endswith(".npz") else {name: content}
+        count = len(next(iter(arrays.values())))
+        self._feeds = iter([{k: v[i : i + 1] for k, v in arrays.items()} for i in range(count)])
 
     def get_next(self) -> Any:
         return next(self._feeds, None)
@@ -44,6 +48,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepared = str(Path(folder) / "prepared.onnx")
         quant_pre_process(model, prepared)
+        if method == "defaults":
+            quantize_static(prepared, out, Reader(prepared, samples))
+            return
         quantize_static(
             prepared,
             out,
