@@ -31,7 +31,7 @@ import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, DataError, ModelError, OptionError
 from onnxq.measure.random_feeds import candidates
-from onnxq.measure.timing import interleaved
+from onnxq.measure.timing import AWAKE, BURST, interleaved
 from onnxq.model import SourceModel
 from onnxq.placement.islands import Island, islands
 from onnxq.plans import Plan
@@ -308,5 +308,7 @@ class _Bench:
 
 def _seconds(calls: Sequence[Run], seconds: float) -> list[float]:
     """Of each call: what a tenth of its runs stay below."""
-    times: Float64Array = interleaved(calls, rounds=ROUNDS, seconds=seconds)
+    times: Float64Array = interleaved(
+        calls, rounds=ROUNDS, seconds=seconds, burst=BURST, settle_seconds=AWAKE
+    )
     return [float(q) for q in np.quantile(times, 0.1, axis=(0, 2))]

@@ -358,7 +358,8 @@ def test_excluded_conv_in_the_middle_stays_float() -> None:
     wm *= np.logspace(-2, 0, 16, dtype=np.float32).reshape(-1, 1, 1, 1)  # bad per tensor
     model = build(text, {**_TWO, "wm": wm})
     feeds = samples("x", IMAGE)
-    result = quantize(model, feeds, exclude=["n_m"])
+    rules = [onnxq.Rule(nodes=("n_a", "n_y"), leave_float=False)]  # small as they are
+    result = quantize(model, feeds, exclude=["n_m"], rules=rules)
     found = optimized_ops(result)
     assert found["QLinearConv"] == 2
     assert found["Conv"] + found["FusedConv"] == 1
@@ -381,6 +382,20 @@ def test_excluded_conv_in_the_middle_stays_float() -> None:
     (integer,), (simulated,) = run(result, feeds[0]), run(result, feeds[0], optimize=False)
     assert sqnr(simulated, integer) >= 34
     assert sqnr(run(model, feeds[0])[0], integer) >= 25
+
+
+def test_excluded_conv_stays_float_though_the_quantizer_is_behind_views() -> None:
+    """onnxruntime moves a QuantizeLinear up over MaxPool and Reshape, to the Conv."""
+    text = (
+        f"{_HEAD} {{ a = Conv{_P}(x, w1, b1) r = Relu(a) m = Conv{_P}(r, wm, b1) s = Relu(m)"
+        f" p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(s) y = Conv{_P}(p, w2) }}"
+    )
+    model = build(text, {**_TWO, "wm": conv(16, 16, seed=4)})
+    rules = [onnxq.Rule(nodes=("n_a", "n_y"), leave_float=False)]  # small as they are
+    result = quantize(model, samples("x", IMAGE), exclude=["n_m"], rules=rules)
+    found = optimized_ops(result)
+    assert found["QLinearConv"] == 2
+    assert found["Conv"] + found["FusedConv"] == 1
 
 
 def test_excluded_gemm_in_the_middle_stays_float() -> None:

@@ -29,7 +29,7 @@ from onnxq.data.samples import DataLike, input_specs, open_samples
 from onnxq.errors import ModelError, OptionError
 from onnxq.measure.fusion import Fusion, fusion
 from onnxq.measure.random_feeds import dimensions, feeds_for
-from onnxq.measure.timing import Spread, interleaved
+from onnxq.measure.timing import AWAKE, BURST, Spread, interleaved
 from onnxq.model import load, onnx_file
 from onnxq.runtime import Feed
 from onnxq.session import load_session, needed_options, read_metadata
@@ -158,7 +158,7 @@ def benchmark(
         functools.partial(active.run, None, dict(feed))
         for active, feed in zip(sessions, feeds, strict=True)
     ]
-    times = interleaved(runs, rounds=ROUNDS, seconds=seconds)
+    times = interleaved(runs, rounds=ROUNDS, seconds=seconds, burst=BURST, settle_seconds=AWAKE)
     turns = np.median(times, axis=2)
     del runs, sessions
     options = [needed_options(read_metadata(path)) for path in paths]

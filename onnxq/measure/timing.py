@@ -13,7 +13,12 @@ import onnxruntime as ort
 from onnxq.qtypes import Float64Array
 from onnxq.runtime import Feed, run
 
-__all__ = ["Spread", "interleaved", "latencies"]
+__all__ = ["AWAKE", "BURST", "Spread", "interleaved", "latencies"]
+
+
+# Seconds for which the threads of onnxruntime's last session may go on looking for work: they make
+# the next one up to twice as slow
+AWAKE, BURST = 0.025, 5
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,14 @@ def interleaved(
     seconds: float,
     settle: int = 1,
     burst: int = 3,
+    settle_seconds: float = 0.0,
 ) -> Float64Array:
     """Seconds of each call, [rounds, calls, burst]; every second round goes backwards.
 
     rounds: at least so many; more until `seconds` have passed. In its turn each call is made
-    `settle` times that do not count, since the caches are still full of the other's weights and the
-    other's threads may still be awake, and then `burst` times. One more round does not count.
+    `settle` times that do not count, or more until `settle_seconds` have passed, since the caches
+    are still full of the other's weights and the other's threads may still be awake, and then
+    `burst` times. One more round does not count.
     """
     order = list(range(len(calls)))
     taken: list[list[list[float]]] = []
@@ -50,8 +57,11 @@ def interleaved(
     while len(taken) < 1 + rounds or time.perf_counter() - start < seconds:
         row: list[list[float]] = [[] for _ in calls]
         for i in order:
-            for _ in range(settle):
+            calm = time.perf_counter() + settle_seconds
+            settled = 0
+            while settled < settle or time.perf_counter() < calm:
                 calls[i]()
+                settled += 1
             for _ in range(burst):
                 begin = time.perf_counter()
                 result = calls[i]()
@@ -76,5 +86,5 @@ def latencies(
     for active in sessions:
         run(active, feed)
     runs = [functools.partial(active.run, None, dict(feed)) for active in sessions]
-    times = interleaved(runs, rounds=rounds, seconds=seconds)
+    times = interleaved(runs, rounds=rounds, seconds=seconds, burst=BURST, settle_seconds=AWAKE)
     return [float(median) for median in np.median(times, axis=(0, 2))]

@@ -238,7 +238,10 @@ class _Placer:
     # the rest
 
     def _guarded(self, activations: Iterable[ActivationPlacement]) -> tuple[str, ...]:
-        """Float Conv and Gemm between a DQ and a Q, which onnxruntime quantizes on its own."""
+        """Float Conv and Gemm between a DQ and a Q, which onnxruntime quantizes on its own.
+
+        The Q may be further down: onnxruntime moves it up over views, Relu and Clip.
+        """
         quantized = {u.node for a in activations for u in a.uses}
         entering = {
             v for n, r in self.quantized.items() for _, v in self.chosen.quantized_inputs(n, r)
@@ -248,11 +251,8 @@ class _Placer:
             if node.op_type not in ("Conv", "Gemm") or node.domain or (node.name in quantized):
                 continue
             source, end = node.inputs[0], node.outputs[0]
-            while len(end.uses()) == 1 and (u := next(iter(end.uses()))[0]).op_type in (
-                "Relu",
-                "Clip",
-            ):
-                end = u.outputs[0]
+            while len(end.uses()) == 1 and _is_passed(reader := next(iter(end.uses()))[0]):
+                end = reader.outputs[0]
             if source in self.integers and end in entering:
                 guarded.append(node.name or "")
         return tuple(guarded)
@@ -266,3 +266,9 @@ class _Placer:
                 self.chosen.leave(
                     node, "in the body of an If, Loop or Scan: static mode leaves those"
                 )
+
+
+def _is_passed(node: ir.Node) -> bool:
+    """Whether a Q behind the node may as well stand before it."""
+    rule = rule_of(node)
+    return rule is not None and rule.role in (Role.ABSORBED, Role.VIEW)
