@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxq.calibration import Calibration
 from onnxq.errors import CalibrationError, ModelError
+from onnxq.lean import collector_paused
 from onnxq.model import initializers, read
 from onnxq.numerics.correction import round_to_mean, spread_ratio
 from onnxq.numerics.quantize import (
@@ -50,6 +51,7 @@ THREADS = min(4, os.cpu_count() or 1)
 DEAD_BIAS = 1 << 20
 
 
+@collector_paused()
 def parametrize(
     prepared: Prepared,
     placement: Placement,

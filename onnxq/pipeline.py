@@ -24,6 +24,7 @@ from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_apart, check_writable, write_atomically
 from onnxq.fingerprint import fingerprint
 from onnxq.improve import improve
+from onnxq.lean import collector_paused
 from onnxq.model import ModelLike, SourceModel, load
 from onnxq.numerics.ranges import RANGES_ONLY
 from onnxq.outcome import Clock, Data, Made, Written, metadata_for, report_on
@@ -263,6 +264,7 @@ def prepare_for(source: SourceModel, recipe: Recipe) -> Prepared:
     return prepare(source, min_opset=QDQ_OPSET if standard else PLAIN_OPSET, static=False)
 
 
+@collector_paused()
 def place(prepared: Prepared, recipe: Recipe) -> Placement:
     """What the recipe quantizes where."""
     choices = Choices(prepared, recipe)
