@@ -1,6 +1,7 @@
 """Groups that are measured inside one process: the stages of a quantization beside inference.
 
-The stages are those that a report of `quantize_static` without verification gives.
+The stages are those that a report of `quantize_static` without verification gives, and without
+passes for accuracy.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def plain(model: Path, feeds: Sequence[Feed]) -> float:
 
 def stages(model: Path, feeds: Sequence[Feed], method: str, output: Path) -> Stages:
     """Seconds by stage of a static quantization without verification."""
-    report = onnxq.quantize_static(model, output, feeds, method=method, verify=False)
+    report = onnxq.quantize_static(
+        model, output, feeds, method=method, accuracy="none", verify=False
+    )
     return report.seconds
 
 
@@ -133,7 +136,12 @@ def methods(shop: Workshop) -> Iterator[Row]:
         taken = {"collect": time.perf_counter() - start}
         for method in HISTOGRAM_METHODS:
             report = onnxq.quantize_static(
-                model, shop.scratch / "m.onnx", statistics=file, method=method, verify=False
+                model,
+                shop.scratch / "m.onnx",
+                statistics=file,
+                method=method,
+                accuracy="none",
+                verify=False,
             )
             taken[method] = report.seconds["calibrate"] + report.seconds["parametrize"]
         return taken

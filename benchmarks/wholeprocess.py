@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
     "TQDM_DISABLE": "1",
 }
+# The last: byte code is written, as it is for every user, so that only the first run compiles
+IGNORED = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
 TIMEOUT = 1800
 LAST_LINES = 3
 
@@ -67,7 +69,7 @@ class Child:
 
 def timed(command: Sequence[str], *, own: bool) -> float:
     """Seconds from start to end of a process. Raises ChildFailedError."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    environment = {k: v for k, v in os.environ.items() if k not in IGNORED}
     environment |= ENVIRONMENT
     if own:
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "converters")])

@@ -2,7 +2,7 @@
 
 `run_onnxq.py dynamic MODEL OUT`, or `run_onnxq.py static METHOD MODEL SAMPLES.npy OUT`.
 `run_onnxq.py made METHOD MODEL COUNT BATCH OUT` makes the samples when they are asked for, so that
-they cost no memory of their own.
+they cost no memory of their own. Both without passes for accuracy, which peers have not.
 `run_onnxq.py accuracy LEVEL MODEL SAMPLES OUT REPORT` is static mode with its defaults at a level;
 the ledger of the passes goes into the report.
 """
@@ -44,7 +44,7 @@ def main() -> None:
         onnxq.quantize_dynamic(model, out)
     elif mode == "static":
         method, model, samples, out = rest
-        onnxq.quantize_static(model, out, samples, method=method, verify=False)
+        onnxq.quantize_static(model, out, samples, method=method, accuracy="none", verify=False)
     elif mode == "accuracy":
         level, model, samples, out, report = rest
         accuracy = cast("Accuracy", level)  # onnxq says so if it is none
@@ -52,7 +52,15 @@ def main() -> None:
     else:
         method, model, count, batch, out = rest
         data = Made(int(count))
-        onnxq.quantize_static(model, out, data, method=method, batch_size=int(batch), verify=False)
+        onnxq.quantize_static(
+            model,
+            out,
+            data,
+            method=method,
+            batch_size=int(batch),
+            accuracy="none",
+            verify=False,
+        )
 
 
 if __name__ == "__main__":
