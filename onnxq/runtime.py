@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxq.errors import one_line
+from onnxq.model import initializers, shape_of
 from onnxq.qtypes import Array
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "PROTOBUF_LIMIT",
     "Feed",
     "RuntimeFailureError",
+    "attach",
+    "detached",
     "foreign_ops",
     "model_size",
     "one_line",
@@ -118,6 +121,32 @@ def serialized(model: ir.Model) -> bytes:
     finally:
         for value, tensor in zip(external, kept, strict=True):
             value.const_value = tensor
+
+
+def detached(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
+    """The model as a protobuf without its weights, and the weights by name.
+
+    onnxruntime takes both as they are (`attach`): nothing is copied into a message and parsed out
+    of it, and a model may be larger than a message. The model itself is changed.
+    """
+    weights: dict[str, Array] = {}
+    for value in initializers(model):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < INLINE or tensor.dtype.numpy().kind not in "fiub":
+            continue
+        name = value.name or ""
+        weights[name] = np.ascontiguousarray(tensor.numpy())
+        value.const_value = ir.ExternalTensor(
+            "weights", 0, tensor.nbytes, tensor.dtype, shape=shape_of(tensor), name=name
+        )
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True)), weights
+
+
+def attach(options: ort.SessionOptions, weights: Mapping[str, Array]) -> object:
+    """Give a session of a detached model its weights. What is returned has to outlive it."""
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    return values
 
 
 def run(

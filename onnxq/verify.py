@@ -103,6 +103,8 @@ def _source_too(source: SourceModel) -> str:
         with session(source.path or source.ir, settings):
             pass
     except RuntimeFailureError as error:
+        for op in foreign_ops(source.ir):
+            return f"; {op} is none of its operators: dynamic mode need not run the model"
         return f"; the float model does not load either ({error}): repair it first"
     return "; the float model does load: this is a defect of onnxq, please report it"
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
-from contextlib import ExitStack
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-
-import onnx_ir as ir
 
 from onnxq.calibration import Calibration, Unfinished
 from onnxq.collect.checkpoint import Checkpoint, digest_of
@@ -20,13 +16,7 @@ from onnxq.errors import DataError
 from onnxq.fingerprint import fingerprint
 from onnxq.numerics.statistics import TensorStatistics
 from onnxq.prepare import Prepared
-from onnxq.runtime import (
-    INLINE,
-    PROTOBUF_LIMIT,
-    foreign_ops,
-    model_size,
-    serialized,
-)
+from onnxq.runtime import detached, foreign_ops
 
 __all__ = ["Progress", "calibrate"]
 
@@ -58,38 +48,32 @@ def calibrate(
     """
     if batch_size < 1:
         raise DataError(f"batch size must be at least 1, got {batch_size}")
-    identity = fingerprint(prepared)
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))
+    job = _job(prepared, request, batch_size, cores)
+    with ThreadPoolExecutor(1) as pool:  # hashing takes no time from what runs meanwhile
+        identity = pool.submit(fingerprint, prepared)
         saved = None
         if checkpoint is not None:
-            source = digest_of(samples)
-            saved = Checkpoint(checkpoint, identity, request, Unfinished(len(samples), source))
-        run = _Run(samples, identity, saved, progress)
-        job = [_job(prepared, request, batch_size, cores, Path(folder))]
+            plan = Unfinished(len(samples), digest_of(samples))
+            saved = Checkpoint(checkpoint, identity.result(), request, plan)
+        run = _Run(samples, identity.result, saved, progress)
         if spread.elsewhere is None:
-            run.here(job.pop())  # and nobody else holds it, so that its model can go
+            run.here(job)
         else:
-            run.elsewhere(job.pop(), spread.elsewhere)
+            run.elsewhere(job, spread.elsewhere)
         return run.result()
 
 
-def _job(
-    prepared: Prepared, request: Request, batch_size: int, cores: int | None, folder: Path
-) -> Job:
+def _job(prepared: Prepared, request: Request, batch_size: int, cores: int | None) -> Job:
     specs = tuple(input_specs(prepared.ir))
     model, taps = tapped(prepared, request, {spec.name for spec in specs})
-    content: bytes | Path
-    if model_size(model) < PROTOBUF_LIMIT:
-        content = serialized(model)
-    else:
-        content = folder / "model.onnx"
-        ir.save(model, content, external_data="weights.data", size_threshold_bytes=INLINE)
+    content, weights = detached(model)
     hint = "".join(
         f"; {op} is none of its operators: dynamic mode need not run the model"
         for op in foreign_ops(prepared.ir)[:1]
     )
-    return Job(prepared.label, content, taps, specs, request.histograms, batch_size, cores, hint)
+    return Job(
+        prepared.label, content, weights, taps, specs, request.histograms, batch_size, cores, hint
+    )
 
 
 class _Run:
@@ -98,7 +82,7 @@ class _Run:
     def __init__(
         self,
         samples: Samples,
-        identity: str,
+        identity: Callable[[], str],
         saved: Checkpoint | None,
         progress: Progress | None,
     ) -> None:
@@ -112,7 +96,6 @@ class _Run:
         """In this process, saving between one share and the next."""
         before = self._total
         with Runner(job) as runner:
-            del job
             for share in self._shares(1):
                 runner.run(Subset(self._samples, share), self._step)
                 self._done = share.stop
@@ -154,7 +137,7 @@ class _Run:
         self, before: Calibration | None, found: Found, count: int | None = None
     ) -> Calibration:
         known = 0 if before is None else before.samples
-        new = Calibration(self._identity, self._done - known if count is None else count, found)
+        new = Calibration(self._identity(), self._done - known if count is None else count, found)
         return new if before is None else before.merge(new)
 
     def _step(self, count: int) -> None:

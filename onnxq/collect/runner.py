@@ -21,8 +21,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
@@ -34,7 +33,7 @@ from onnxq.data.sources import NOTHING_WRITTEN, source_index
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.numerics.statistics import StatisticsBuilder, TensorStatistics
 from onnxq.qtypes import Array
-from onnxq.runtime import Feed, RuntimeFailureError, run_in_place, session, view
+from onnxq.runtime import Feed, RuntimeFailureError, attach, run_in_place, session, view
 
 __all__ = ["Job", "Runner", "cores"]
 
@@ -56,12 +55,13 @@ def cores() -> int:
 class Job:
     """All that a run needs but the samples; can be sent to another process.
 
-    model: the tapped model, as bytes, or as a file where it is too large for one message.
+    model: the tapped model without its weights; weights: those, by name.
     cores: how many to use; None for all that this process may.
     """
 
     label: str
-    model: bytes | Path
+    model: bytes
+    weights: Mapping[str, Array]
     taps: tuple[Tap, ...]
     specs: tuple[InputSpec, ...]
     histograms: bool
@@ -146,7 +146,6 @@ class Runner:
         batch = min(self._job.batch_size, fitting // self._threads)
         if batch > 1 and self._can_batch(active, samples):
             self._batch_size = batch
-        self._job = replace(self._job, model=b"")  # it may be as large as the weights
         _give_back()
 
     def _open(self) -> ort.InferenceSession:
@@ -156,6 +155,8 @@ class Runner:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Weights beside the arena, which doubles when it grows
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        held = attach(options, self._job.weights)
+        self._stack.callback(lambda _held: None, held)  # keeps it as long as the session
         return self._stack.enter_context(session(self._job.model, options))
 
     def _results(self, active: ort.InferenceSession, feed: Feed) -> list[ort.OrtValue]:
