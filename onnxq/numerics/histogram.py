@@ -29,7 +29,7 @@ HALF = 1 << BITS
 # 2**(BITS - exponent) must be a float32; values below 2**-90 fall into the bins beside 0
 LOWEST_EXPONENT = -90
 # Values are binned in pieces that stay in the processor's cache
-PIECE = 1 << 15
+PIECE = 1 << 16
 OFFSET, ONE = np.float32(HALF), np.int64(1)
 
 
