@@ -17,6 +17,7 @@ from onnxq.data.images import ImageOptions
 from onnxq.data.samples import DataLike
 from onnxq.errors import ModelError, OptionError
 from onnxq.files import check_writable
+from onnxq.improve.mixed.goals import Evaluate
 from onnxq.model import ModelLike, load
 from onnxq.pipeline import Call, PathLike, Tell, collect_statistics, run
 from onnxq.recipe import (
@@ -49,6 +50,7 @@ def quantize(
     report: PathLike | None = ...,
     progress: Progress | None = ...,
     tell: Tell | None = ...,
+    evaluate: Evaluate | None = ...,
 ) -> onnx.ModelProto: ...
 
 
@@ -64,6 +66,7 @@ def quantize(
     report: PathLike | None = ...,
     progress: Progress | None = ...,
     tell: Tell | None = ...,
+    evaluate: Evaluate | None = ...,
 ) -> Report: ...
 
 
@@ -78,6 +81,7 @@ def quantize(
     report: PathLike | None = None,
     progress: Progress | None = None,
     tell: Tell | None = None,
+    evaluate: Evaluate | None = None,
 ) -> Report | onnx.ModelProto:
     """Quantize by a recipe, or by the file of one.
 
@@ -89,6 +93,7 @@ def quantize(
     report: also write the report here, as JSON.
     progress: called with the number of samples done and of all.
     tell: called with a line of text: what the accuracy level will cost, and what it cost.
+    evaluate: for a recipe with `max_drop`: takes the path of a model, returns how good it is.
 
     Raises OptionError, ModelError, DataError, CalibrationError or OutputError; then nothing has
     been written.
@@ -109,6 +114,7 @@ def quantize(
             recipe_file,
             progress,
             tell,
+            evaluate,
         )
     )
 
@@ -212,6 +218,11 @@ def quantize_static(
     method: str = ...,
     percentile: float = ...,
     accuracy: Accuracy = ...,
+    mixed_precision: bool = ...,
+    target_sqnr: float | None = ...,
+    target_agreement: float | None = ...,
+    evaluate: Evaluate | str | None = ...,
+    max_drop: float | None = ...,
     target: str | None = ...,
     granularity: Granularity = ...,
     weight_correction: bool = ...,
@@ -242,6 +253,11 @@ def quantize_static(
     method: str = ...,
     percentile: float = ...,
     accuracy: Accuracy = ...,
+    mixed_precision: bool = ...,
+    target_sqnr: float | None = ...,
+    target_agreement: float | None = ...,
+    evaluate: Evaluate | str | None = ...,
+    max_drop: float | None = ...,
     target: str | None = ...,
     granularity: Granularity = ...,
     weight_correction: bool = ...,
@@ -271,6 +287,11 @@ def quantize_static(
     method: str = DEFAULT_METHOD,
     percentile: float = 0.9999,
     accuracy: Accuracy = "fast",
+    mixed_precision: bool = True,
+    target_sqnr: float | None = None,
+    target_agreement: float | None = None,
+    evaluate: Evaluate | str | None = None,
+    max_drop: float | None = None,
     target: str | None = None,
     granularity: Granularity = "channel",
     weight_correction: bool = False,
@@ -299,6 +320,11 @@ def quantize_static(
     percentile: for `hist`, the share to cover (0.9999, or 99.99 percent).
     accuracy: what is done beyond ranges: `none`; `fast`, about as long as calibration; `balanced`;
         or `best`, minutes. Whatever makes the outputs worse is taken back; see `Report.ledger`.
+    mixed_precision: at `balanced` and `best`, leave a few nodes float where int8 costs most.
+    target_sqnr (dB), target_agreement (percent): leave as few nodes float as it takes for this, on
+        samples that nothing was fitted to; the report says which (`Report.mixed`).
+    evaluate, max_drop: the same for a number of your own: a function (or `module:function`) that
+        takes the path of a model, higher being better, and how far below float's it may be.
     target: one of onnxruntime-x86, onnxruntime-arm, openvino, tensorrt, paddle; None for
         onnxruntime on this machine's kind of processor.
     granularity, weight_correction: of weights.
@@ -313,6 +339,11 @@ def quantize_static(
         method=method,
         percentile=percentile,
         accuracy=accuracy,
+        mixed_precision=mixed_precision,
+        target_sqnr=target_sqnr,
+        target_agreement=target_agreement,
+        evaluate=evaluate if isinstance(evaluate, str) else None,
+        max_drop=max_drop,
         target=target,
         granularity=granularity,
         weight_correction=weight_correction,
@@ -328,12 +359,20 @@ def quantize_static(
         exclude_ops=names("exclude_ops", exclude_ops),
         rules=tuple(rules),
     )
-    if output is None:
-        return quantize(
-            model, None, recipe, data, statistics=statistics, report=report, progress=progress
+    function = None if isinstance(evaluate, str) else evaluate
+    path = None if output is None else Path(output)
+    saved = None if report is None else Path(report)
+    return run(
+        Call(
+            model,
+            path,
+            recipe,
+            data,
+            statistics,
+            report=saved,
+            progress=progress,
+            evaluate=function,
         )
-    return quantize(
-        model, output, recipe, data, statistics=statistics, report=report, progress=progress
     )
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from onnxq.data.samples import DataLike, Samples, Subset, input_specs, open_samp
 from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_apart, check_writable, write_atomically
-from onnxq.improve import improve
+from onnxq.improve import Ledger, improve
+from onnxq.improve.mixed.goals import Evaluate, evaluation_function
+from onnxq.improve.mixed.stage import Mixed, MixedReport, Setup, is_wanted, mix
 from onnxq.model import ModelLike, SourceModel, load
 from onnxq.numerics.ranges import RANGES_ONLY
 from onnxq.parametrize import check_finite, parametrize
@@ -31,7 +33,7 @@ from onnxq.placement import place_static, place_weights, with_correction
 from onnxq.placement.existing import is_quantize
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared, prepare
-from onnxq.recipe import DynamicRecipe, Encoding, Recipe, StaticRecipe
+from onnxq.recipe import DynamicRecipe, Encoding, Recipe, Rule, StaticRecipe
 from onnxq.recipe_file import recipe_to_dict
 from onnxq.report import Report, notes_on, operator_counts, source_bytes, weight_bytes
 from onnxq.rewrite import fake_quantized, rewrite
@@ -45,8 +47,10 @@ __all__ = [
     "Call",
     "PathLike",
     "Tell",
+    "calibrated",
     "collect_statistics",
     "place",
+    "placer",
     "prepare_for",
     "run",
     "statistics_of",
@@ -73,6 +77,7 @@ class Call:
     recipe_file: Path | None = None
     progress: Progress | None = None
     tell: Tell | None = None
+    evaluate: Evaluate | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +118,12 @@ def run(call: Call) -> Report | onnx.ModelProto:
         clock.lap("calibrate")
     plan = parametrize(prepared, placement, calibration)
     clock.lap("parametrize")
-    ledger = None
+    ledger, mixed = None, None
     if isinstance(recipe, StaticRecipe) and calibration is not None:
         samples = data.calibration if data else None
-        improved = improve(prepared, calibration, samples, plan, recipe.accuracy, tell=call.tell)
-        plan, ledger = improved.plan, improved.ledger
+        found = _improve(call, prepared, calibration, samples, plan, recipe)
+        plan, ledger, mixed, recipe = found.plan, found.ledger, found.mixed, found.recipe
+        placement = plan.placement
         clock.lap("improve")
     # with nothing to write into it the model stays as it was given
     result = source.ir.clone() if placement.is_empty else rewrite(prepared, plan)
@@ -145,6 +151,7 @@ def run(call: Call) -> Report | onnx.ModelProto:
         split=None if data is None else data.split,
         verification=verification if isinstance(verification, Verification) else None,
         ledger=ledger,
+        mixed=mixed,
         notes=tuple(
             notes_on(
                 source, prepared, placement, recipe, call.output, metadata, verification, ledger
@@ -155,6 +162,64 @@ def run(call: Call) -> Report | onnx.ModelProto:
     if call.report is not None:
         _write_report(report, call.report)
     return report if written.proto is None else written.proto
+
+
+@dataclass(frozen=True, eq=False)
+class _Improved:
+    """The best plan; recipe: by which it is made without measuring again."""
+
+    plan: Plan
+    ledger: Ledger
+    mixed: MixedReport | None
+    recipe: StaticRecipe
+
+
+def _improve(
+    call: Call,
+    prepared: Prepared,
+    calibration: Calibration,
+    samples: Samples | None,
+    plan: Plan,
+    recipe: StaticRecipe,
+) -> _Improved:
+    """The passes of the level, and as many nodes left float as its goal or the user's needs."""
+
+    def write(candidate: Plan | None, path: Path) -> int:
+        model = prepared.ir.clone() if candidate is None else rewrite(prepared, candidate)
+        return save(model, path, lambda _: None)
+
+    level = recipe.accuracy
+    improved = improve(prepared, calibration, samples, plan, level, tell=call.tell)
+    ledger = improved.ledger
+    setup = Setup(
+        prepared,
+        calibration,
+        samples,
+        recipe,
+        placer(prepared, recipe),
+        _evaluate(call, recipe),
+        write,
+        call.tell,
+    )
+    mixed = Mixed(improved.plan) if ledger.interrupted else mix(setup, improved.plan, ledger)
+    if not mixed.rules:
+        return _Improved(mixed.plan, ledger, mixed.report, recipe)
+    repeated = dataclasses.replace(
+        recipe,
+        rules=(*recipe.rules, *mixed.rules),
+        mixed_precision=False,
+        target_sqnr=None,
+        target_agreement=None,
+        evaluate=None,
+        max_drop=None,
+    )
+    return _Improved(mixed.plan, ledger, mixed.report, repeated)
+
+
+def _evaluate(call: Call, recipe: StaticRecipe) -> Evaluate | None:
+    if call.evaluate is not None:
+        return call.evaluate
+    return None if recipe.evaluate is None else evaluation_function(recipe.evaluate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,12 +293,19 @@ def _calibrate(
         prepared,
         data.calibration,
         dataclasses.replace(
-            request_of([(placement.owners, placement.measured)]),
+            request_of([(_owners(placement, recipe), placement.measured)]),
             histograms=any(a.method.method not in RANGES_ONLY for a in placement.activations),
         ),
         batch_size=recipe.batch_size,
         progress=progress,
     )
+
+
+def _owners(placement: Placement, recipe: StaticRecipe) -> tuple[str, ...]:
+    """Whose ranges may be needed: with nodes left float, those that others had until then, too."""
+    if not is_wanted(recipe):
+        return placement.owners
+    return tuple(sorted({a.owner for a in placement.activations}))
 
 
 def _write_report(report: Report, path: Path) -> None:
@@ -259,6 +331,12 @@ def _check_data(
         data, statistics = recipe.data, recipe.statistics
     if (data is None) == (statistics is None):
         raise OptionError("static mode needs either data or statistics")
+    if call.evaluate is not None and recipe.max_drop is None:
+        raise OptionError("evaluate needs max_drop: how far its number may fall")
+    if recipe.max_drop is not None and call.evaluate is None and recipe.evaluate is None:
+        raise OptionError("max_drop is of an evaluation function: give one as evaluate")
+    if recipe.has_target and data is None:
+        raise OptionError("a target is measured on samples, and only statistics were given")
     return statistics, data
 
 
@@ -279,6 +357,26 @@ def place(prepared: Prepared, recipe: Recipe) -> Placement:
         target = target_of(recipe.target).at(recipe.bits)
         placement = place_static(prepared, choices, target, integer_io=recipe.integer_io)
     return with_correction(placement) if recipe.weight_correction else placement
+
+
+def placer(prepared: Prepared, recipe: StaticRecipe) -> Callable[[Sequence[Rule]], Placement]:
+    """Places with rules after those of the recipe."""
+
+    def placed(rules: Sequence[Rule]) -> Placement:
+        return place(prepared, dataclasses.replace(recipe, rules=(*recipe.rules, *rules)))
+
+    return placed
+
+
+def calibrated(
+    prepared: Prepared, placement: Placement, data: DataLike, recipe: StaticRecipe
+) -> tuple[Samples, Calibration]:
+    """All of the samples, and statistics from which any of the nodes can be left float."""
+    specs = input_specs(prepared.ir)
+    opened = open_samples(data, specs, recipe.samples, recipe.images)
+    owners = sorted({a.owner for a in placement.activations})
+    request = request_of([(owners, placement.measured)])
+    return opened, run_calibration(prepared, opened, request, batch_size=recipe.batch_size)
 
 
 def _encoding(prepared: Prepared, recipe: DynamicRecipe) -> Encoding:

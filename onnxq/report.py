@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxq.data.split import Split
 from onnxq.improve.ledger import Ledger
+from onnxq.improve.mixed.stage import MixedReport
 from onnxq.measure.comparison import finite
 from onnxq.model import SourceModel, initializers
 from onnxq.plans import Placement, Plan, Skip
@@ -80,6 +81,7 @@ class Report:
     split: which samples calibrated and which were held out; None without samples.
     verification: of the result on the samples held out; None if it was not verified.
     ledger: what the accuracy level tried, and what of it was kept; None in dynamic mode.
+    mixed: what was left float for which target; None if there was neither need nor target.
     skips: everything that stayed float, with the reason.
     notes: what the caller should know: how to load the file, what was raised or chosen.
     seconds: by stage.
@@ -98,6 +100,7 @@ class Report:
     split: Split | None = None
     verification: Verification | None = None
     ledger: Ledger | None = None
+    mixed: MixedReport | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -123,6 +126,7 @@ class Report:
                 None if self.verification is None else dataclasses.asdict(self.verification)
             ),
             "improvement": None if self.ledger is None else self.ledger.to_dict(),
+            "mixed_precision": None if self.mixed is None else self.mixed.to_dict(),
             "skipped": [dataclasses.asdict(skip) for skip in self.skips],
             "notes": list(self.notes),
             "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},

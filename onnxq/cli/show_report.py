@@ -38,6 +38,8 @@ def print_report(report: Report, *, as_json: bool, explain: bool = False) -> Non
         counted = ", ".join(f"{n} {op}" for op, n in report.operators.items())
         console.print(f"in int8: {counted}")
     _print_skips(report)
+    if report.mixed is not None:
+        console.print(escape(str(report.mixed)))
     if report.verification is not None:
         held = "held-out samples" if report.verification.independent else "sample"
         console.print(f"verified on {report.verification.samples} {held}:")
