@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import overload
 
 import onnx
 
 from onnxq.calibration import Calibration
-from onnxq.collect import Progress
+from onnxq.collect import Progress, Spread
 from onnxq.converters import Conversion, Workspace, to_onnx
 from onnxq.data.images import ImageOptions
 from onnxq.data.samples import DataLike
@@ -49,6 +50,8 @@ def quantize(
     test_model: PathLike | None = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
     tell: Tell | None = ...,
     evaluate: Evaluate | None = ...,
 ) -> onnx.ModelProto: ...
@@ -65,6 +68,8 @@ def quantize(
     test_model: PathLike | None = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
     tell: Tell | None = ...,
     evaluate: Evaluate | None = ...,
 ) -> Report: ...
@@ -80,6 +85,8 @@ def quantize(
     test_model: PathLike | None = None,
     report: PathLike | None = None,
     progress: Progress | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
     tell: Tell | None = None,
     evaluate: Evaluate | None = None,
 ) -> Report | onnx.ModelProto:
@@ -92,6 +99,8 @@ def quantize(
     test_model: also write a float model with the rounded weights here (dynamic mode).
     report: also write the report here, as JSON.
     progress: called with the number of samples done and of all.
+    workers: run the samples in so many processes; the same bits. executor: any
+        `concurrent.futures.Executor`, such as dask's `Client.get_executor()`, in their place.
     tell: called with a line of text: what the accuracy level will cost, and what it cost.
     evaluate: for a recipe with `max_drop`: takes the path of a model, returns how good it is.
 
@@ -113,6 +122,7 @@ def quantize(
             None if report is None else Path(report),
             recipe_file,
             progress,
+            Spread(workers, executor),
             tell,
             evaluate,
         )
@@ -240,6 +250,8 @@ def quantize_static(
     rules: Sequence[Rule] = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
 ) -> onnx.ModelProto: ...
 
 
@@ -275,6 +287,8 @@ def quantize_static(
     rules: Sequence[Rule] = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
 ) -> Report: ...
 
 
@@ -309,6 +323,8 @@ def quantize_static(
     rules: Sequence[Rule] = (),
     report: PathLike | None = None,
     progress: Progress | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
 ) -> Report | onnx.ModelProto:
     """Weights and activations become integers where the target runs them in int8.
 
@@ -371,6 +387,7 @@ def quantize_static(
             statistics,
             report=saved,
             progress=progress,
+            spread=Spread(workers, executor),
             evaluate=function,
         )
     )
@@ -388,12 +405,18 @@ def calibrate(
     exclude: Sequence[str] | None = None,
     include_ops: Sequence[str] | None = None,
     exclude_ops: Sequence[str] | None = None,
+    checkpoint: PathLike | None = None,
     progress: Progress | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
 ) -> Calibration:
     """Statistics from which `quantize_static` can take the ranges for any method and any target.
 
     recipe: of which data, samples, batch_size, images and what chooses nodes count; the arguments
         given beside it go before what it says. The others as in `quantize_static`.
+    checkpoint: a file in which the statistics are saved as they grow. If the process dies, the same
+        call goes on from there; at the end the file is what `Calibration.save` would write.
+    workers, executor: as in `quantize`.
 
     `Calibration.save` writes the statistics, `Calibration.merge` adds those of other samples.
     """
@@ -411,7 +434,14 @@ def calibrate(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     merged = dataclasses.replace(base or StaticRecipe(), **changes)  # type: ignore[arg-type]  # each has its field's type
-    return collect_statistics(load(model), data, merged, progress)
+    return collect_statistics(
+        load(model),
+        data,
+        merged,
+        progress,
+        Spread(workers, executor),
+        None if checkpoint is None else Path(checkpoint),
+    )
 
 
 def export(

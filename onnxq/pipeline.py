@@ -17,12 +17,13 @@ import onnx_ir as ir
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration
-from onnxq.collect import Progress, fingerprint, request_of
+from onnxq.collect import Progress, Request, Spread
 from onnxq.collect import calibrate as run_calibration
 from onnxq.data.samples import DataLike, Samples, Subset, input_specs, open_samples
 from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_apart, check_writable, write_atomically
+from onnxq.fingerprint import fingerprint
 from onnxq.improve import Ledger, improve
 from onnxq.improve.mixed.goals import Evaluate, evaluation_function
 from onnxq.improve.mixed.stage import Mixed, MixedReport, Setup, is_wanted, mix
@@ -37,6 +38,7 @@ from onnxq.recipe import DynamicRecipe, Encoding, Recipe, Rule, StaticRecipe
 from onnxq.recipe_file import recipe_to_dict
 from onnxq.report import Report, notes_on, operator_counts, source_bytes, weight_bytes
 from onnxq.rewrite import fake_quantized, rewrite
+from onnxq.runtime import PROTOBUF_LIMIT, model_size
 from onnxq.save import save, to_proto
 from onnxq.selection import Choices
 from onnxq.session import METADATA_KEY, integer_io_of, metadata_of, needed_options
@@ -76,6 +78,7 @@ class Call:
     report: Path | None = None
     recipe_file: Path | None = None
     progress: Progress | None = None
+    spread: Spread = Spread()  # noqa: RUF009  # frozen
     tell: Tell | None = None
     evaluate: Evaluate | None = None
 
@@ -106,7 +109,8 @@ def run(call: Call) -> Report | onnx.ModelProto:
     prepared = prepare_for(source, recipe)
     clock.lap("prepare")
     placement = place(prepared, recipe)
-    check_finite(prepared, placement)
+    if isinstance(recipe, StaticRecipe):  # before samples run; else parametrize sees it
+        check_finite(prepared, placement)
     clock.lap("place")
     data, calibration = None, None
     if isinstance(recipe, StaticRecipe):
@@ -114,7 +118,7 @@ def run(call: Call) -> Report | onnx.ModelProto:
             calibration = statistics_of(statistics, prepared)
         else:
             data = _open(prepared, source_of_data, recipe)
-            calibration = _calibrate(prepared, placement, data, recipe, call.progress)
+            calibration = _calibrate(prepared, placement, data, recipe, call)
         clock.lap("calibrate")
     plan = parametrize(prepared, placement, calibration)
     clock.lap("parametrize")
@@ -259,7 +263,10 @@ def _write(
         check(content)
         size = len(content)
     else:
-        size = save(result, call.output, check)
+        # of a source above 2 GB the result has its data beside it even if it would fit into one
+        # message: that would be in memory several times
+        large = model_size(source.ir) >= PROTOBUF_LIMIT
+        size = save(result, call.output, check, limit=0 if large else PROTOBUF_LIMIT)
     clock.lap("save")
     return _Written(proto, size, verification)
 
@@ -287,17 +294,18 @@ def _calibrate(
     placement: Placement,
     data: _Data,
     recipe: StaticRecipe,
-    progress: Progress | None,
+    call: Call,
 ) -> Calibration:
     return run_calibration(
         prepared,
         data.calibration,
-        dataclasses.replace(
-            request_of([(_owners(placement, recipe), placement.measured)]),
+        Request(
+            _owners(placement, recipe),
             histograms=any(a.method.method not in RANGES_ONLY for a in placement.activations),
         ),
         batch_size=recipe.batch_size,
-        progress=progress,
+        spread=call.spread,
+        progress=call.progress,
     )
 
 
@@ -374,8 +382,7 @@ def calibrated(
     """All of the samples, and statistics from which any of the nodes can be left float."""
     specs = input_specs(prepared.ir)
     opened = open_samples(data, specs, recipe.samples, recipe.images)
-    owners = sorted({a.owner for a in placement.activations})
-    request = request_of([(owners, placement.measured)])
+    request = Request(tuple(sorted({a.owner for a in placement.activations})))
     return opened, run_calibration(prepared, opened, request, batch_size=recipe.batch_size)
 
 
@@ -402,6 +409,8 @@ def collect_statistics(
     data: DataLike | None,
     recipe: StaticRecipe,
     progress: Progress | None,
+    spread: Spread,
+    checkpoint: Path | None,
 ) -> Calibration:
     """What any method and any built-in target needs of the samples."""
     data = recipe.data if data is None else data
@@ -414,10 +423,16 @@ def collect_statistics(
     ]
     # of every placed tensor: a view or a Concat that is left float makes it an owner. (A Relu that
     # is left float makes its Conv's output one, which only a call of its own collects.)
-    owners = [(sorted({a.owner for a in p.activations}), p.measured) for p in placements]
+    owners = tuple(sorted({a.owner for p in placements for a in p.activations}))
     opened = open_samples(data, input_specs(prepared.ir), recipe.samples, recipe.images)
     return run_calibration(
-        prepared, opened, request_of(owners), batch_size=recipe.batch_size, progress=progress
+        prepared,
+        opened,
+        Request(owners),
+        batch_size=recipe.batch_size,
+        spread=spread,
+        checkpoint=checkpoint,
+        progress=progress,
     )
 
 

@@ -21,7 +21,7 @@ from onnxq.improve.context import Context, chosen_samples
 from onnxq.improve.judge import Errors
 from onnxq.model import load
 from onnxq.parametrize import parametrize
-from onnxq.pipeline import collect_statistics, place, prepare_for
+from onnxq.pipeline import place, prepare_for
 from onnxq.plans import Plan, WeightUpdate
 from onnxq.recipe import Accuracy, StaticRecipe
 from onnxq.rewrite import rewrite
@@ -36,7 +36,7 @@ RECIPE = StaticRecipe(target="onnxruntime-x86").effective()
 def context_of(model: object, feeds: list[Feed]) -> Iterator[Context]:
     source = load(model)  # type: ignore[arg-type]  # whatever load takes
     prepared = prepare_for(source, RECIPE)
-    calibration = collect_statistics(source, feeds, RECIPE, None)
+    calibration = onnxq.calibrate(model, feeds)  # type: ignore[arg-type]  # as above
     plan = parametrize(prepared, place(prepared, RECIPE), calibration)
     opened = open_samples(feeds, input_specs(prepared.ir))
     chosen = chosen_samples(len(feeds), 16, 8)

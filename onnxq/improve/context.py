@@ -64,7 +64,7 @@ class Context:
         self.best = plan
         self.emulated = Emulated(prepared, plan.placement)
         self._stack = contextlib.ExitStack()
-        network = FloatNetwork(prepared, plan.placement, self._stack)
+        network = FloatNetwork(prepared, self.emulated.weighted, self._stack)
         fit, judge = chosen
         fit = fit[: self._room(read(samples, fit[:1]), plan)]
         ledger.fit, ledger.judge = len(fit), len(judge)

@@ -27,8 +27,8 @@ __all__ = ["NAME", "Choice", "Search"]
 NAME = "mixed_precision"
 # Nodes that are tried one by one, in float or in int8 again, at most
 MOST_TRIED = 16
-# What an elementwise node costs, as a share of the MACs: it has none, but breaks a chain of int8
-ELEMENTWISE_COST = 0.002
+# What leaving any node float costs besides its MACs, as a share of all: it breaks a chain of int8
+ANY_NODE = 0.002
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Search:
         self._variants, self._ranking, self._meter = variants, ranking, meter
         self._goal, self._ledger = goal, ledger
         self._total = max(1, sum(s.unit.macs for s in ranking))
-        self.best = self._start = start
+        self.best = start
         self._last = float("-inf")  # SQNR of what was measured last
 
     @property
@@ -75,29 +75,30 @@ class Search:
                 self._shorten(order)
                 break
         if not self.reached and self._goal.budget < 1:
-            self._grow(orders[0] if orders else [])
+            self._grow([s.unit for s in self._by_density() if s.noise > 0])
         if self.reached:
             self._move_back()
             self._store()
 
-    def cost(self, unit: Unit) -> float:
-        """Share of the MACs; what else it costs to leave an elementwise node float."""
-        return unit.macs / self._total if unit.core else ELEMENTWISE_COST
+    def _share(self, unit: Unit) -> float:
+        return unit.macs / self._total
 
     def _orders(self) -> list[list[Unit]]:
         if self._goal.budget >= 1:
             return [[s.unit for s in self._ranking]]
-        by_density = sorted(self._ranking, key=lambda s: -s.noise / max(self.cost(s.unit), 1e-6))
         found: list[list[Unit]] = []
-        for ranking in (by_density, self._ranking):
+        for ranking in (self._by_density(), self._ranking):
             order, spent = [], 0.0
             for s in ranking:
-                if s.noise > 0 and spent + self.cost(s.unit) <= self._goal.budget:
+                if s.noise > 0 and spent + self._share(s.unit) <= self._goal.budget:
                     order.append(s.unit)
-                    spent += self.cost(s.unit)
+                    spent += self._share(s.unit)
             if order and set(order) not in map(set, found):
                 found.append(order)
         return found
+
+    def _by_density(self) -> list[Sensitivity]:
+        return sorted(self._ranking, key=lambda s: -s.noise / (self._share(s.unit) + ANY_NODE))
 
     def _offer(self, units: Sequence[Unit], what: str, node: str | None = None) -> bool:
         """Measure, keep if it is better, and write that down; whether the goal holds.
@@ -131,15 +132,15 @@ class Search:
 
     def _grow(self, order: Sequence[Unit]) -> None:
         """One node after the other, each only if it brings something: noise only about adds up."""
-        units: list[Unit] = []
-        rank, spent = self._start.score.sqnr, 0.0
-        for unit in order[:MOST_TRIED]:
-            if spent + self.cost(unit) > self._goal.budget:
+        units = list(self.best.units)
+        rank, spent = self.best.score.sqnr, sum(map(self._share, units))
+        for unit in [u for u in order if u not in units][:MOST_TRIED]:
+            if spent + self._share(unit) > self._goal.budget:
                 continue
             if self._offer([*units, unit], f"with {len(units)} others in float", unit.name):
                 return
             if self._last > rank:
-                units, rank, spent = [*units, unit], self._last, spent + self.cost(unit)
+                units, rank, spent = [*units, unit], self._last, spent + self._share(unit)
 
     def _shorten(self, order: Sequence[Unit]) -> None:
         fails, holds = 0, len(order)

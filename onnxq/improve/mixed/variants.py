@@ -119,7 +119,7 @@ class Aligned(Emulated):
         self._shared.keys.update(self._key(i) for i in range(len(self.parts)))
 
     def _split(self) -> None:
-        self._weighted = set(self._cuts)
+        self.weighted = set(self._cuts)
         super()._split()
 
     def _made(self, index: int) -> Key:
