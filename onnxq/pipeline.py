@@ -208,6 +208,15 @@ def _improve(
     mixed = Mixed(improved.plan) if ledger.interrupted else mix(setup, improved.plan, ledger)
     if not mixed.rules:
         return _Improved(mixed.plan, ledger, mixed.report, recipe)
+    plan = mixed.plan
+    if not recipe.has_target and not ledger.interrupted:
+        # with less noise before each layer, the passes may find what they did not find at first
+        again = improve(prepared, calibration, samples, plan, level, tell=call.tell)
+        plan = again.plan
+        ledger.entries += again.ledger.entries
+        ledger.interrupted |= again.ledger.interrupted
+        for step, seconds in again.ledger.seconds.items():
+            ledger.seconds[step] = ledger.seconds.get(step, 0.0) + seconds
     repeated = dataclasses.replace(
         recipe,
         rules=(*recipe.rules, *mixed.rules),
@@ -217,7 +226,7 @@ def _improve(
         evaluate=None,
         max_drop=None,
     )
-    return _Improved(mixed.plan, ledger, mixed.report, repeated)
+    return _Improved(plan, ledger, mixed.report, repeated)
 
 
 def _evaluate(call: Call, recipe: StaticRecipe) -> Evaluate | None:

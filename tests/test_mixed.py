@@ -243,6 +243,16 @@ def test_what_is_not_needed_is_moved_back() -> None:
         assert [e.kept for e in moved] == [True]
 
 
+def test_a_target_is_of_the_worst_output() -> None:
+    model = outliers()
+    model.graph.output.append(onnx.helper.make_tensor_value_info("b", 1, ["N", 4]))
+    with given(model, outlier_feeds()) as g:
+        score = g.meter(g.variants.base)
+        assert score.sqnr < 10
+        assert score.errors.sqnr > score.sqnr + 2  # b is as good as float
+        assert not Goal(sqnr=score.errors.sqnr).holds(score)
+
+
 def test_a_budget_is_kept() -> None:
     with given(outliers(), outlier_feeds()) as g:
         ranking = [

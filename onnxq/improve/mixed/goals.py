@@ -33,17 +33,15 @@ Write = Callable[[Plan | None, Path], object]
 class Score:
     """What a plan gives on the judge's samples.
 
+    errors: over all outputs. sqnr: of the worst output in dB.
     agreement: percent of rows with the same top class; None without class scores.
     value: of the evaluation function; None without one.
     """
 
     errors: Errors
+    sqnr: float
     agreement: float | None = None
     value: float | None = None
-
-    @property
-    def sqnr(self) -> float:
-        return self.errors.sqnr
 
     def __str__(self) -> str:
         words = [f"{self.sqnr:.1f} dB"]
@@ -66,7 +64,7 @@ class Score:
 class Goal:
     """All that is given has to hold.
 
-    sqnr: of the outputs in dB, at least. agreement: percent of samples with the same top class, at
+    sqnr: of each output in dB, at least. agreement: percent of samples with the same top class, at
         least. least_value: of the evaluation function.
     budget: share of the MACs that may be left float for it.
     optional: if it cannot be had within the budget, nothing is left float.
@@ -124,6 +122,13 @@ class Meter:
     ) -> None:
         self._judge, self._reference = judge, reference
         self._evaluate, self._write = evaluate, write
+        self._alone = [
+            Judge(
+                judge.start.emulated,
+                Reference(reference.batches, [{name: o[name]} for o in reference.outputs], {}),
+            )
+            for name in (reference.outputs[0] if reference.outputs else {})
+        ]
 
     @property
     def samples(self) -> int:
@@ -132,7 +137,9 @@ class Meter:
     def __call__(self, variant: Variant) -> Score:
         found = variant.start(self._reference.batches).outputs(variant.plan)
         errors = self._judge.errors_of(found)
-        return Score(errors, _agreement(self._reference.outputs, found), self._value(variant.plan))
+        worst = min(judge.errors_of(found).sqnr for judge in self._alone)
+        same = _agreement(self._reference.outputs, found)
+        return Score(errors, worst, same, self._value(variant.plan))
 
     def float_value(self) -> float:
         """What the evaluation function says of the float model."""

@@ -3,7 +3,7 @@
 With a target (`target_sqnr`, `target_agreement`, or `evaluate` with `max_drop`) as many nodes are
 left float as it needs. Without one, by the level:
 
-balanced  outputs below 20 dB: up to 10 % of the MACs in float, so that a network does not collapse
+balanced  an output below 20 dB: up to 10 % of the MACs in float, against a collapse
 best      the same; and above it up to 3 % of the MACs where that brings 1.5 dB
 """
 
@@ -140,7 +140,8 @@ def mix(setup: Setup, plan: Plan, ledger: Ledger) -> Mixed:
             raise DataError(f"a target cannot be measured: {why}")
         ledger.skip(NAME, why)
         return Mixed(plan)
-    if not recipe.has_target and recipe.accuracy == "balanced" and _measured(ledger) >= FLOOR:
+    enough = len(measurable) == 1 and _measured(ledger) >= FLOOR
+    if enough and not recipe.has_target and recipe.accuracy == "balanced":
         return Mixed(plan)
     started = time.perf_counter()
     own = Ledger(ledger.level)
