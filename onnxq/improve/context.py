@@ -47,6 +47,7 @@ class Context:
     means: tensor -> float64 [samples, channels]: means of each weighted node's output in the float
         network, for the samples of `fit`.
     judge: measures plans on other samples.
+    reference, judged: what the float network gives for the samples of `fit`, and of the judge.
     ledger: what every pass has to write down. best, errors: the best plan so far, and its errors.
     """
 
@@ -70,8 +71,9 @@ class Context:
         fitting, judging = (
             batches_of(network, prepared, read(samples, indices), BATCH) for indices in (fit, judge)
         )
-        self._reference = network(fitting, means=True)
-        self.judge = Judge(self.emulated, network(judging, means=False))
+        self.reference = network(fitting, means=True)
+        self.judged = network(judging, means=False)
+        self.judge = Judge(self.emulated, self.judged)
         self.fit = Frontier(self.emulated, 0, fitting)
         started = time.perf_counter()
         self.errors = self.judge.errors(plan)
@@ -88,7 +90,7 @@ class Context:
 
     @property
     def means(self) -> Mapping[str, Float64Array]:
-        return self._reference.means
+        return self.reference.means
 
     def offer(
         self, step: str, node: str | None, candidate: Plan, why: str, errors: Errors | None = None
