@@ -20,6 +20,7 @@ from onnxq.numerics.quantize import (
     symmetric_params,
 )
 from onnxq.numerics.ranges import METHODS, RangeOptions
+from onnxq.numerics.statistics import TensorStatistics
 from onnxq.plans import (
     ActivationPlacement,
     Placement,
@@ -40,7 +41,7 @@ from onnxq.qtypes import (
     QuantSpec,
 )
 
-__all__ = ["check_finite", "parametrize"]
+__all__ = ["check_finite", "parametrize", "params_from_statistics"]
 
 # The integer that the bias of a channel without weights becomes
 DEAD_BIAS = 1 << 20
@@ -71,7 +72,8 @@ def parametrize(
         elif calibration is None:
             raise CalibrationError("activations need statistics: none were given")
         else:
-            params[activation.owner] = _activation_params(activation, calibration)
+            stats = calibration.of(activation.owner)
+            params[activation.owner] = params_from_statistics(activation, stats)
     while pending:  # a Concat may join what another one gives
         ready = [a for a in pending if all(part in params for part in a.joins)]
         for activation in ready:
@@ -155,10 +157,11 @@ def _unit_params(spec: QuantSpec) -> QuantParams:
     return QuantParams(spec, scale, np.asarray(qtype.qmin, qtype.dtype))
 
 
-def _activation_params(activation: ActivationPlacement, calibration: Calibration) -> QuantParams:
-    options = activation.method
-    stats = calibration.of(activation.owner)
-    spec = activation.spec
+def params_from_statistics(
+    activation: ActivationPlacement, stats: TensorStatistics | None
+) -> QuantParams:
+    """By the method that was chosen for the tensor; stats: None if it had no element."""
+    options, spec = activation.method, activation.spec
     if stats is None:
         return params_from_range(spec, 0.0, 0.0)
     low, high = METHODS[options.method](

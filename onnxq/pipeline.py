@@ -117,7 +117,7 @@ def run(call: Call) -> Report | onnx.ModelProto:
     if isinstance(recipe, StaticRecipe) and calibration is not None:
         samples = data.calibration if data else None
         improved = improve(prepared, calibration, samples, plan, recipe.accuracy, tell=call.tell)
-        plan, ledger = improved.plan, improved.ledger
+        prepared, plan, ledger = improved.prepared, improved.plan, improved.ledger
         clock.lap("improve")
     # with nothing to write into it the model stays as it was given
     result = source.ir.clone() if placement.is_empty else rewrite(prepared, plan)

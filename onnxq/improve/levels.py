@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnxq.calibration import Calibration
 from onnxq.data.samples import Samples
-from onnxq.improve import bias
+from onnxq.improve import bias, equalization, smoothquant
 from onnxq.improve.context import Context, chosen_samples
 from onnxq.improve.emulated import float_outputs
 from onnxq.improve.ledger import Ledger
@@ -48,22 +48,27 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Improved:
-    """The best plan, and how it was found."""
+    """The best plan, the float network that it is for, and how it was found."""
 
+    prepared: Prepared
     plan: Plan
     ledger: Ledger
 
 
 PASSES: Mapping[str, Pass] = {
     p.name: p
-    for p in (Pass(bias.NAME, bias.correct_biases, lambda c: 2 * c.ledger.fit + c.ledger.judge),)
+    for p in (
+        Pass(smoothquant.NAME, smoothquant.smooth, smoothquant.cost),
+        Pass(equalization.NAME, equalization.equalize, equalization.cost),
+        Pass(bias.NAME, bias.correct_biases, lambda c: 2 * c.ledger.fit + c.ledger.judge),
+    )
 }
 
 LEVELS: Mapping[Accuracy, Level] = {
     "none": Level((), 0, 0),
     "fast": Level((bias.NAME,), 48, 24),
-    "balanced": Level((bias.NAME,), 96, 48),
-    "best": Level((bias.NAME,), 128, 64),
+    "balanced": Level((smoothquant.NAME, bias.NAME), 96, 48),
+    "best": Level((smoothquant.NAME, equalization.NAME, bias.NAME), 128, 64),
 }
 
 
@@ -90,7 +95,7 @@ def improve(
     names = list(dict.fromkeys([*chosen.passes, *extra]))
     ledger = Ledger(level)
     if not names or not plan.placement.activations:
-        return Improved(plan, ledger)
+        return Improved(prepared, plan, ledger)
     count = 0 if samples is None else len(samples)
     sizes = (
         (chosen.fit, chosen.judge) if chosen.passes else (LEVELS["fast"].fit, LEVELS["fast"].judge)
@@ -101,7 +106,7 @@ def improve(
     if samples is None or why is not None:
         for name in names:
             ledger.skip(name, NO_SAMPLES if samples is None or why is None else why)
-        return Improved(plan, ledger)
+        return Improved(prepared, plan, ledger)
     started = time.perf_counter()
     best = plan
     try:
@@ -116,14 +121,14 @@ def improve(
                     _run(PASSES[name], context)
             except KeyboardInterrupt:
                 ledger.interrupted = True
-            best = context.best
+            prepared, best = context.prepared, context.best
     except KeyboardInterrupt:  # before there was anything to improve on
         ledger.interrupted = True
     except RuntimeFailureError as error:
         ledger.skip("improve", f"onnxruntime cannot run the network in parts: {error}")
     if tell is not None:
         tell(f"accuracy {level}: took {time.perf_counter() - started:.1f} s; {ledger.summary()}")
-    return Improved(best, ledger)
+    return Improved(prepared, best, ledger)
 
 
 def _run(step: Pass, context: Context) -> None:
