@@ -290,15 +290,31 @@ class Emulated:
         return dict(zip(part.writes, run(active, given, part.writes), strict=True))
 
     def probe(self, index: int, feed: Feed, constants: Feed) -> Array:
-        """Means of the weighted node's output a sample and channel: float32 [rows, channels]."""
+        """Means of the weighted node's output, over positions: float32 [rows, ..., channels].
+
+        Of a Conv of one position the means of its inputs are enough, as it is linear.
+        """
+        node = self.parts[index].weighted
         active = self._session(index, probe=True)
         given = {
-            v.name: (feed[v.name] if v.name in feed else constants[v.name])
+            v.name: feed[v.name] if v.name in feed else constants[v.name]
             for v in active.get_inputs()
         }
         found = run(active, given)[0]
-        pooled = found.ndim > 2 and all(d == 1 for d in found.shape[2:])
-        return found.reshape(found.shape[:2]) if pooled else found
+        if node is None or node.op_type != "Conv":
+            return found
+        means = found.reshape(found.shape[:2])
+        if not _is_pointwise(node):
+            return means
+        weight = constants[self._read_by(node, 1)]
+        means = means @ weight.reshape(weight.shape[:2]).T
+        return means + constants[self._read_by(node, 2)] if len(node.inputs) > 2 else means
+
+    def _read_by(self, node: ir.Node, index: int) -> str:
+        """The name of the part's input that stands for input `index` of its weighted node."""
+        part = next(p for p in self.parts if p.weighted is node)
+        proto = next(n for n in part.nodes if n.name == node.name)
+        return proto.input[index]
 
     def input_of(self, index: int, feed: Feed, plan: Plan) -> Array:
         """What the weighted node that part `index` begins with reads, dequantized."""
@@ -364,13 +380,17 @@ class Emulated:
 
     def _probe_model(self, index: int) -> bytes:
         part = self.parts[index]
-        assert part.weighted is not None
-        at = next(i for i, n in enumerate(part.nodes) if n.name == part.weighted.name)
-        nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in part.nodes[: at + 1]]
+        node = part.weighted
+        assert node is not None
+        at = next(i for i, n in enumerate(part.nodes) if n.name == node.name)
+        nodes = part.nodes[: at + 1]
         output = nodes[-1].output[0]
-        if part.weighted.op_type == "Conv":
+        if node.op_type == "Conv":
+            if _is_pointwise(node):
+                output = nodes[-1].input[0]
+                nodes = nodes[:-1]
             mean = f"{output}/onnxq_mean"
-            nodes.append(onnx.helper.make_node("GlobalAveragePool", [output], [mean]))
+            nodes = [*nodes, onnx.helper.make_node("GlobalAveragePool", [output], [mean])]
             output = mean
         return self._proto(part, nodes, [output])
 
@@ -398,6 +418,18 @@ class Emulated:
                 ir_version=self.prepared.ir.ir_version or 8,
             ).SerializeToString()
         )
+
+
+def _is_pointwise(node: ir.Node) -> bool:
+    """A Conv that reads each position once, and no other: all means come through it."""
+    weight = node.inputs[1]
+    tensor = weight.const_value if weight is not None else None
+    if tensor is None or node.attributes.get_int("group", 1) != 1:
+        return False
+    plain = node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    once = all(s == 1 for s in node.attributes.get_ints("strides", []))
+    padded = any(p != 0 for p in node.attributes.get_ints("pads", []))
+    return plain and once and not padded and all(d == 1 for d in tensor.shape.numpy()[2:])
 
 
 def _info(name: str, dtype: int) -> onnx.ValueInfoProto:
