@@ -3,6 +3,8 @@
 #   make test   install what is missing, Paddle too (Python 3.11, 3.12), then ruff, mypy --strict and pytest
 #   make core   the tests once more in .venv-core: without Paddle, on the newest onnx
 #   make docs   install what is missing, then build the documentation into site/
+#   make bench  speed and memory beside the peers, which get environments of their own in .bench/;
+#               options in BENCH, as in make bench BENCH='--quick --group calibration'
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +17,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 # A file stays in one worker, since its tests share models that take long to make.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint types unit core docs clean
+.PHONY: demo test lint types unit core docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/onnxq demo
@@ -38,6 +40,9 @@ core: $(CORE_VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir "$(abspath $(SITE))"
 
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.bench $(BENCH)
+
 $(VENV)/.installed: pyproject.toml constraints/common.txt constraints/paddle.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(INSTALL) -c constraints/paddle.txt -e .
@@ -57,4 +62,4 @@ $(CORE_VENV)/.installed-dev: pyproject.toml constraints/common.txt constraints/c
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CORE_VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CORE_VENV) site .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -116,6 +116,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'onnxq' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    from onnxq.lean import lean_imports
+
+    with lean_imports():
+        value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import overload
 
 import onnx
 
 from onnxq.calibration import Calibration
-from onnxq.collect import Progress
+from onnxq.collect import Progress, Spread
 from onnxq.converters import Conversion, Workspace, to_onnx
 from onnxq.data.images import ImageOptions
 from onnxq.data.samples import DataLike
@@ -48,6 +49,8 @@ def quantize(
     test_model: PathLike | None = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
     tell: Tell | None = ...,
 ) -> onnx.ModelProto: ...
 
@@ -63,6 +66,8 @@ def quantize(
     test_model: PathLike | None = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
     tell: Tell | None = ...,
 ) -> Report: ...
 
@@ -77,6 +82,8 @@ def quantize(
     test_model: PathLike | None = None,
     report: PathLike | None = None,
     progress: Progress | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
     tell: Tell | None = None,
 ) -> Report | onnx.ModelProto:
     """Quantize by a recipe, or by the file of one.
@@ -88,6 +95,8 @@ def quantize(
     test_model: also write a float model with the rounded weights here (dynamic mode).
     report: also write the report here, as JSON.
     progress: called with the number of samples done and of all.
+    workers: run the samples in so many processes; the same bits. executor: any
+        `concurrent.futures.Executor`, such as dask's `Client.get_executor()`, in their place.
     tell: called with a line of text: what the accuracy level will cost, and what it cost.
 
     Raises OptionError, ModelError, DataError, CalibrationError or OutputError; then nothing has
@@ -108,6 +117,7 @@ def quantize(
             None if report is None else Path(report),
             recipe_file,
             progress,
+            Spread(workers, executor),
             tell,
         )
     )
@@ -229,6 +239,8 @@ def quantize_static(
     rules: Sequence[Rule] = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
 ) -> onnx.ModelProto: ...
 
 
@@ -259,6 +271,8 @@ def quantize_static(
     rules: Sequence[Rule] = ...,
     report: PathLike | None = ...,
     progress: Progress | None = ...,
+    workers: int | None = ...,
+    executor: Executor | None = ...,
 ) -> Report: ...
 
 
@@ -288,6 +302,8 @@ def quantize_static(
     rules: Sequence[Rule] = (),
     report: PathLike | None = None,
     progress: Progress | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
 ) -> Report | onnx.ModelProto:
     """Weights and activations become integers where the target runs them in int8.
 
@@ -330,10 +346,26 @@ def quantize_static(
     )
     if output is None:
         return quantize(
-            model, None, recipe, data, statistics=statistics, report=report, progress=progress
+            model,
+            None,
+            recipe,
+            data,
+            statistics=statistics,
+            report=report,
+            progress=progress,
+            workers=workers,
+            executor=executor,
         )
     return quantize(
-        model, output, recipe, data, statistics=statistics, report=report, progress=progress
+        model,
+        output,
+        recipe,
+        data,
+        statistics=statistics,
+        report=report,
+        progress=progress,
+        workers=workers,
+        executor=executor,
     )
 
 
@@ -349,12 +381,18 @@ def calibrate(
     exclude: Sequence[str] | None = None,
     include_ops: Sequence[str] | None = None,
     exclude_ops: Sequence[str] | None = None,
+    checkpoint: PathLike | None = None,
     progress: Progress | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
 ) -> Calibration:
     """Statistics from which `quantize_static` can take the ranges for any method and any target.
 
     recipe: of which data, samples, batch_size, images and what chooses nodes count; the arguments
         given beside it go before what it says. The others as in `quantize_static`.
+    checkpoint: a file in which the statistics are saved as they grow. If the process dies, the same
+        call goes on from there; at the end the file is what `Calibration.save` would write.
+    workers, executor: as in `quantize`.
 
     `Calibration.save` writes the statistics, `Calibration.merge` adds those of other samples.
     """
@@ -372,7 +410,14 @@ def calibrate(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     merged = dataclasses.replace(base or StaticRecipe(), **changes)  # type: ignore[arg-type]  # each has its field's type
-    return collect_statistics(load(model), data, merged, progress)
+    return collect_statistics(
+        load(model),
+        data,
+        merged,
+        progress,
+        Spread(workers, executor),
+        None if checkpoint is None else Path(checkpoint),
+    )
 
 
 def export(

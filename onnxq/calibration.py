@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -16,12 +17,23 @@ from onnxq.errors import CalibrationError
 from onnxq.files import write_atomically
 from onnxq.numerics.exact import ExactSum
 from onnxq.numerics.histogram import HALF, Histogram
-from onnxq.numerics.statistics import ChannelMeans, TensorStatistics
+from onnxq.numerics.statistics import TensorStatistics
 from onnxq.qtypes import IntArray
 
-__all__ = ["Calibration"]
+__all__ = ["Calibration", "Unfinished"]
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The run that statistics were saved in as they grew.
+
+    planned: number of samples in all. source: a digest of them.
+    """
+
+    planned: int
+    source: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +43,13 @@ class Calibration:
     fingerprint: of the prepared float model that ran.
     samples: how many ran.
     tensors: by name; None for a tensor that had no element in any sample.
-    channel_means: means of each output channel of weighted nodes, by the name of the output.
+    run: of statistics that were saved as they grew; complete when `samples` are all it planned.
     """
 
     fingerprint: str
     samples: int
     tensors: Mapping[str, TensorStatistics | None]
-    channel_means: Mapping[str, ChannelMeans]
+    run: Unfinished | None = None
 
     def of(self, tensor: str) -> TensorStatistics | None:
         """Raises CalibrationError, with the remedy, for a tensor that was not collected."""
@@ -49,7 +61,12 @@ class Calibration:
         return self.tensors[tensor]
 
     def check(self, fingerprint: str, label: str) -> None:
-        """Raises CalibrationError if the statistics are those of another model."""
+        """Raises CalibrationError if the statistics are of another model, or not complete."""
+        if self.run is not None and self.samples < self.run.planned:
+            raise CalibrationError(
+                f"{label}: the statistics hold {self.samples} of {self.run.planned} samples: their "
+                "run was interrupted; run `onnxq calibrate` again with the same --statistics"
+            )
         if fingerprint != self.fingerprint:
             raise CalibrationError(
                 f"{label}: the statistics were collected on another model "
@@ -65,24 +82,20 @@ class Calibration:
             self.fingerprint,
             self.samples + other.samples,
             {name: _either(s, other.tensors[name]) for name, s in self.tensors.items()},
-            {name: m + other.channel_means[name] for name, m in self.channel_means.items()},
         )
 
     def save(self, path: str | Path) -> None:
         """Write to a file (an .npz inside, whatever its name): same statistics, same bytes."""
         arrays: dict[str, Any] = {}
         tensors = [_describe(name, s, arrays) for name, s in sorted(self.tensors.items())]
-        means: list[dict[str, Any]] = []
-        for name, m in sorted(self.channel_means.items()):
-            arrays[f"mean/{len(means)}"] = m.sums.limbs
-            means.append({"name": name, "samples": m.samples})
         header = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "samples": self.samples,
             "tensors": tensors,
-            "channel_means": means,
         }
+        if self.run is not None:
+            header["run"] = dataclasses.asdict(self.run)
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -99,17 +112,14 @@ class Calibration:
                 tensors = {
                     t["name"]: _restore(i, t, arrays) for i, t in enumerate(header["tensors"])
                 }
-                means = {
-                    m["name"]: ChannelMeans(m["samples"], ExactSum(arrays[f"mean/{i}"]))
-                    for i, m in enumerate(header["channel_means"])
-                }
+                run = Unfinished(**header["run"]) if "run" in header else None
         except FileNotFoundError as error:
             raise CalibrationError(f"{path}: no such statistics file") from error
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
             raise CalibrationError(
                 f"{path}: not a statistics file, or a damaged one; `onnxq calibrate` writes them"
             ) from error
-        return Calibration(header["fingerprint"], header["samples"], tensors, means)
+        return Calibration(header["fingerprint"], header["samples"], tensors, run)
 
 
 def _either(a: TensorStatistics | None, b: TensorStatistics | None) -> TensorStatistics | None:
@@ -125,7 +135,6 @@ def _describe(name: str, stats: TensorStatistics | None, arrays: dict[str, Any])
     row: dict[str, Any] = {
         "name": name,
         "samples": stats.samples,
-        "count": stats.count,
         "minimum": stats.minimum,
         "maximum": stats.maximum,
     }
@@ -149,7 +158,6 @@ def _restore(i: int, row: dict[str, Any], arrays: Mapping[str, Any]) -> TensorSt
         )
     return TensorStatistics(
         row["samples"],
-        row["count"],
         row["minimum"],
         row["maximum"],
         ExactSum(arrays[f"extremes/{i}"]),

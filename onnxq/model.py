@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxq.converters import Workspace, converter_for, listed, to_onnx
 from onnxq.errors import ExternalDataError, ModelError
+from onnxq.lean import collector_paused
 from onnxq.qtypes import Array
 from onnxq.wellformed import check_structure, graph_of_proto
 
@@ -61,6 +62,7 @@ class SourceModel:
         return str(self.path) if self.path else f"model {self.ir.graph.name or '(in memory)'}"
 
 
+@collector_paused()
 def load(model: ModelLike) -> SourceModel:
     """Read and check a model.
 

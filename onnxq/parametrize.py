@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.calibration import Calibration
 from onnxq.errors import CalibrationError, ModelError
-from onnxq.model import read
+from onnxq.model import initializers, read
 from onnxq.numerics.correction import round_to_mean, spread_ratio
 from onnxq.numerics.quantize import (
     SMALLEST_SCALE,
@@ -43,6 +45,7 @@ from onnxq.qtypes import (
 
 __all__ = ["check_finite", "parametrize", "params_from_statistics"]
 
+THREADS = min(4, os.cpu_count() or 1)
 # The integer that the bias of a channel without weights becomes
 DEAD_BIAS = 1 << 20
 
@@ -54,12 +57,18 @@ def parametrize(
 ) -> Plan:
     """Scale and zero point of every placed tensor.
 
-    Weights have to be finite (`check_finite`). Raises CalibrationError if the statistics lack a
+    Raises ModelError for a weight that holds NaN or Inf, CalibrationError if the statistics lack a
     tensor.
     """
-    params: dict[str, QuantParams] = {}
-    for weight in placement.weights:
-        params[weight.tensor] = _weight_params(prepared, weight)
+    tensors = _tensors(prepared)
+
+    def of(weight: WeightPlacement) -> QuantParams:
+        return _weight_params(prepared, weight, tensors[weight.tensor])
+
+    # numpy releases the interpreter's lock; the result does not depend on the number of threads
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(of, placement.weights)
+        params = {w.tensor: p for w, p in zip(placement.weights, found, strict=True)}
     nearest = {w.tensor: params[w.tensor] for w in placement.weights if w.corrected}
     params |= {name: _with_spread(prepared, name, found) for name, found in nearest.items()}
     spread = {name: params[name].scale for name in nearest}
@@ -74,12 +83,15 @@ def parametrize(
         else:
             stats = calibration.of(activation.owner)
             params[activation.owner] = params_from_statistics(activation, stats)
-    while pending:  # a Concat may join what another one gives
-        ready = [a for a in pending if all(part in params for part in a.joins)]
-        for activation in ready:
-            parts = [params[part] for part in activation.joins]
-            params[activation.owner] = _union(activation.spec, parts)
-        pending = [a for a in pending if a not in ready]
+    while pending:  # a Concat may join what another one gives, in order one pass does
+        waiting = []
+        for activation in pending:
+            if all(part in params for part in activation.joins):
+                parts = [params[part] for part in activation.joins]
+                params[activation.owner] = _union(activation.spec, parts)
+            else:
+                waiting.append(activation)
+        pending = waiting
     biases = _fit_biases(prepared, placement, params)
     return Plan(placement, params, biases, _to_mean(nearest, spread, params))
 
@@ -90,10 +102,20 @@ def check_finite(prepared: Prepared, placement: Placement) -> None:
     kinds += [(b.tensor, "bias") for b in placement.biases]
     for name, kind in kinds:
         if not np.isfinite(read(_tensor(prepared, name), lambda values: abs_max(values, None))):
-            raise ModelError(
-                f"{prepared.label}: {kind} {name!r} holds NaN or Inf; "
-                "it cannot be quantized, and the float model is likely broken too"
-            )
+            raise _not_finite(prepared, name, kind)
+
+
+def _not_finite(prepared: Prepared, name: str, kind: str) -> ModelError:
+    return ModelError(
+        f"{prepared.label}: {kind} {name!r} holds NaN or Inf; "
+        "it cannot be quantized, and the float model is likely broken too"
+    )
+
+
+def _tensors(prepared: Prepared) -> dict[str, ir.TensorProtocol]:
+    """All constants by name."""
+    values = initializers(prepared.ir)
+    return {v.name or "": v.const_value for v in values if v.const_value is not None}
 
 
 def _tensor(prepared: Prepared, name: str) -> ir.TensorProtocol:
@@ -104,13 +126,17 @@ def _tensor(prepared: Prepared, name: str) -> ir.TensorProtocol:
     raise KeyError(name)
 
 
-def _weight_params(prepared: Prepared, weight: WeightPlacement) -> QuantParams:
+def _weight_params(
+    prepared: Prepared, weight: WeightPlacement, tensor: ir.TensorProtocol
+) -> QuantParams:
     granularity = weight.spec.granularity
     axis = granularity.axis if isinstance(granularity, PerChannel) else None
-    tensor = _tensor(prepared, weight.tensor)
+    low, high = read(tensor, lambda values: extremes(values, axis))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise _not_finite(prepared, weight.tensor, "weight")
     if weight.spec.symmetric:
-        return symmetric_params(weight.spec, read(tensor, lambda values: abs_max(values, axis)))
-    return params_from_range(weight.spec, *read(tensor, lambda values: extremes(values, axis)))
+        return symmetric_params(weight.spec, np.maximum(-low, high))
+    return params_from_range(weight.spec, low, high)
 
 
 def _with_spread(prepared: Prepared, name: str, params: QuantParams) -> QuantParams:

@@ -17,12 +17,13 @@ import onnx_ir as ir
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration
-from onnxq.collect import Progress, fingerprint, request_of
+from onnxq.collect import Progress, Request, Spread
 from onnxq.collect import calibrate as run_calibration
 from onnxq.data.samples import DataLike, Samples, Subset, input_specs, open_samples
 from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_apart, check_writable, write_atomically
+from onnxq.fingerprint import fingerprint
 from onnxq.improve import improve
 from onnxq.model import ModelLike, SourceModel, load
 from onnxq.numerics.ranges import RANGES_ONLY
@@ -35,6 +36,7 @@ from onnxq.recipe import DynamicRecipe, Encoding, Recipe, StaticRecipe
 from onnxq.recipe_file import recipe_to_dict
 from onnxq.report import Report, notes_on, operator_counts, source_bytes, weight_bytes
 from onnxq.rewrite import fake_quantized, rewrite
+from onnxq.runtime import PROTOBUF_LIMIT, model_size
 from onnxq.save import save, to_proto
 from onnxq.selection import Choices
 from onnxq.session import METADATA_KEY, integer_io_of, metadata_of, needed_options
@@ -72,6 +74,7 @@ class Call:
     report: Path | None = None
     recipe_file: Path | None = None
     progress: Progress | None = None
+    spread: Spread = Spread()  # noqa: RUF009  # frozen
     tell: Tell | None = None
 
 
@@ -101,7 +104,8 @@ def run(call: Call) -> Report | onnx.ModelProto:
     prepared = prepare_for(source, recipe)
     clock.lap("prepare")
     placement = place(prepared, recipe)
-    check_finite(prepared, placement)
+    if isinstance(recipe, StaticRecipe):  # before samples run; else parametrize sees it
+        check_finite(prepared, placement)
     clock.lap("place")
     data, calibration = None, None
     if isinstance(recipe, StaticRecipe):
@@ -109,7 +113,7 @@ def run(call: Call) -> Report | onnx.ModelProto:
             calibration = statistics_of(statistics, prepared)
         else:
             data = _open(prepared, source_of_data, recipe)
-            calibration = _calibrate(prepared, placement, data, recipe, call.progress)
+            calibration = _calibrate(prepared, placement, data, recipe, call)
         clock.lap("calibrate")
     plan = parametrize(prepared, placement, calibration)
     clock.lap("parametrize")
@@ -194,7 +198,10 @@ def _write(
         check(content)
         size = len(content)
     else:
-        size = save(result, call.output, check)
+        # of a source above 2 GB the result has its data beside it even if it would fit into one
+        # message: that would be in memory several times
+        large = model_size(source.ir) >= PROTOBUF_LIMIT
+        size = save(result, call.output, check, limit=0 if large else PROTOBUF_LIMIT)
     clock.lap("save")
     return _Written(proto, size, verification)
 
@@ -222,17 +229,18 @@ def _calibrate(
     placement: Placement,
     data: _Data,
     recipe: StaticRecipe,
-    progress: Progress | None,
+    call: Call,
 ) -> Calibration:
     return run_calibration(
         prepared,
         data.calibration,
-        dataclasses.replace(
-            request_of([(placement.owners, placement.measured)]),
+        Request(
+            placement.owners,
             histograms=any(a.method.method not in RANGES_ONLY for a in placement.activations),
         ),
         batch_size=recipe.batch_size,
-        progress=progress,
+        spread=call.spread,
+        progress=call.progress,
     )
 
 
@@ -304,6 +312,8 @@ def collect_statistics(
     data: DataLike | None,
     recipe: StaticRecipe,
     progress: Progress | None,
+    spread: Spread,
+    checkpoint: Path | None,
 ) -> Calibration:
     """What any method and any built-in target needs of the samples."""
     data = recipe.data if data is None else data
@@ -316,10 +326,16 @@ def collect_statistics(
     ]
     # of every placed tensor: a view or a Concat that is left float makes it an owner. (A Relu that
     # is left float makes its Conv's output one, which only a call of its own collects.)
-    owners = [(sorted({a.owner for a in p.activations}), p.measured) for p in placements]
+    owners = tuple(sorted({a.owner for p in placements for a in p.activations}))
     opened = open_samples(data, input_specs(prepared.ir), recipe.samples, recipe.images)
     return run_calibration(
-        prepared, opened, request_of(owners), batch_size=recipe.batch_size, progress=progress
+        prepared,
+        opened,
+        Request(owners),
+        batch_size=recipe.batch_size,
+        spread=spread,
+        checkpoint=checkpoint,
+        progress=progress,
     )
 
 

@@ -108,7 +108,6 @@ class Placement:
 
     target: name of the runtime it is made for, None in dynamic mode.
     guarded: float nodes that the runtime would quantize on its own (see rewrite.py).
-    measured: tensors of weighted nodes whose per-channel means are kept, with the channel axis.
     labels: node name -> the name to print, that of the user's model.
     borders: float inputs and outputs of the graph that become integers.
     """
@@ -119,7 +118,6 @@ class Placement:
     skips: tuple[Skip, ...] = ()
     target: str | None = None
     guarded: tuple[str, ...] = ()
-    measured: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     borders: frozenset[str] = frozenset()
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.lean import collector_paused
 from onnxq.model import new_value, read, shape_of
 from onnxq.numerics.correction import round_to_mean
 from onnxq.numerics.quantize import dequantize, quantize
@@ -29,6 +30,7 @@ __all__ = ["MICROSOFT", "chosen_integers", "fake_quantized", "rewrite"]
 MICROSOFT = "com.microsoft"
 
 
+@collector_paused()
 def rewrite(prepared: Prepared, plan: Plan) -> ir.Model:
     """A clone of the prepared model with the plan's integers and nodes."""
     model = prepared.ir.clone()
@@ -90,6 +92,7 @@ class _Rewriter:
         self.values.update({v.name or "": v for node in self.graph for v in node.outputs})
         self.names = {v.name for node in nodes for v in node.outputs}
         self.names.update(v.name for g in model.graphs() for v in (*g.inputs, *_initializers(g)))
+        self.holders = {name: g for g in model.graphs() for name in g.initializers}
         self.constants: dict[tuple[int, str], ir.Value] = {}
 
     def run(self) -> None:
@@ -106,7 +109,7 @@ class _Rewriter:
 
     def _weight(self, placed: WeightPlacement) -> None:
         name = placed.tensor
-        graph = next(g for g in self.model.graphs() if name in g.initializers)
+        graph = self.holders[name]
         value = graph.initializers[name]
         source = value.const_value
         assert source is not None
@@ -158,10 +161,10 @@ class _Rewriter:
         nodes[-1].outputs[0].name = self._unique(f"{name}_c")
         if params.zero_point.any():
             zero = params.zero_point.reshape(scale.shape).astype(np.float32)
-            zero_point = self._initializer(graph, f"{name}_zero_point", ir.tensor(zero))
+            zero_point = self._initializer(graph, f"{name}_zero_point", ir.Tensor(zero))
             nodes.append(ir.node("Sub", [nodes[-1].outputs[0], zero_point]))
             nodes[-1].outputs[0].name = self._unique(f"{name}_s")
-        factor = self._initializer(graph, f"{name}_scale", ir.tensor(scale))
+        factor = self._initializer(graph, f"{name}_scale", ir.Tensor(scale))
         nodes.append(ir.node("Mul", [nodes[-1].outputs[0], factor]))
         return nodes
 
@@ -175,7 +178,7 @@ class _Rewriter:
         size = params.scale.size if params.axis is not None else values.size
         integers = quantize(np.broadcast_to(values.reshape(-1), (size,)), params)
         name = placed.tensor
-        q = self._initializer(self.graph, f"{name}_quantized", ir.tensor(integers))
+        q = self._initializer(self.graph, f"{name}_quantized", ir.Tensor(integers))
         dq = self._dequantize(self.graph, q, params, q.name or name, explicit=True)
         reader.prepend(dq)
         reader.replace_input_with(placed.use.index, dq.outputs[0])
@@ -315,7 +318,7 @@ class _Rewriter:
     def _shared(self, graph: ir.Graph, name: str, array: Array) -> ir.Value:
         key = (id(graph), name)
         if key not in self.constants:
-            self.constants[key] = self._initializer(graph, name, ir.tensor(array))
+            self.constants[key] = self._initializer(graph, name, ir.Tensor(array))
         return self.constants[key]
 
     def _initializer(self, graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

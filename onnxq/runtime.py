@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +25,11 @@ __all__ = [
     "model_size",
     "one_line",
     "run",
+    "run_in_place",
     "run_once",
     "serialized",
     "session",
+    "view",
 ]
 
 Feed = Mapping[str, Array]
@@ -128,6 +132,30 @@ def run(
         return [np.asarray(x) for x in active.run(outputs, dict(feed))]
     except ORT_ERRORS as error:
         raise RuntimeFailureError(one_line(error)) from error
+
+
+def run_in_place(
+    active: ort.InferenceSession, feed: Feed, outputs: Sequence[str]
+) -> list[ort.OrtValue]:
+    """One run whose results stay where onnxruntime left them; `view` reads them without a copy.
+
+    Raises RuntimeFailureError with onnxruntime's reason.
+    """
+    try:
+        values = {name: _ort_value(array) for name, array in feed.items()}
+        return list(active.run_with_ort_values(outputs, values))
+    except ORT_ERRORS as error:
+        raise RuntimeFailureError(one_line(error)) from error
+
+
+def view(value: ort.OrtValue) -> Array:
+    """The values of a tensor in memory, which must not outlive it; a copy unless it is float32."""
+    shape = tuple(value.shape())
+    size = math.prod(shape)
+    if value.data_type() != "tensor(float)" or size == 0:
+        return np.asarray(value.numpy())
+    content = (ctypes.c_float * size).from_address(value.data_ptr())
+    return np.frombuffer(content, np.float32).reshape(shape)
 
 
 def _ort_value(array: Array) -> ort.OrtValue:

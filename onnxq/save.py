@@ -12,7 +12,9 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import google.protobuf.message
@@ -26,6 +28,9 @@ from onnxq.model import initializers, shape_of
 from onnxq.runtime import INLINE, PROTOBUF_LIMIT, model_size
 
 __all__ = ["save", "to_proto"]
+
+# Tensors that are calculated while others are written
+AHEAD = 2
 
 Check = Callable[[Path], None]
 
@@ -101,13 +106,7 @@ def _write_data(model: ir.Model, path: Path) -> Path:
     places: list[tuple[ir.Value, ir.TensorProtocol, int, int]] = []
     try:
         with os.fdopen(handle, "wb") as file:
-            for value in initializers(model):
-                tensor = value.const_value
-                if tensor is None or tensor.nbytes < INLINE or tensor.dtype == ir.DataType.STRING:
-                    continue
-                data = tensor.tobytes()
-                if isinstance(tensor, ir.ExternalTensor):
-                    tensor.release()
+            for value, tensor, data in _calculated(model):
                 places.append((value, tensor, file.tell(), len(data)))
                 digest.update(data)
                 file.write(data)
@@ -130,6 +129,30 @@ def _write_data(model: ir.Model, path: Path) -> Path:
             base_dir=path.parent,
         )
     return final
+
+
+def _calculated(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol, bytes]]:
+    """The initializers that go beside the model, and their bytes; the next are on their way."""
+    pending: deque[tuple[ir.Value, ir.TensorProtocol, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(AHEAD) as pool:
+        for value in initializers(model):
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < INLINE or tensor.dtype == ir.DataType.STRING:
+                continue
+            pending.append((value, tensor, pool.submit(_bytes, tensor)))
+            if len(pending) > AHEAD:
+                value, tensor, calculated = pending.popleft()
+                yield value, tensor, calculated.result()
+        while pending:
+            value, tensor, calculated = pending.popleft()
+            yield value, tensor, calculated.result()
+
+
+def _bytes(tensor: ir.TensorProtocol) -> bytes:
+    data = tensor.tobytes()
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return data
 
 
 def _data_files(path: Path) -> set[Path]:

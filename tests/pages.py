@@ -44,11 +44,17 @@ COMMENT = {"sh": "#", "python": "#", "toml": "#", "cpp": "//", "csharp": "//"}
 FENCE = re.compile(r"^```(\S*)[ ]*(.*)$")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?")
 
+TAKES_LONG = (
+    "measures for most of an hour, beside peers that it installs; tests/test_bench.py has its parts"
+)
 # Not run here: the whole block, without comments -> why
 ELSEWHERE = {
     "make demo\nmake test": ".ci/run runs both from nothing",
     ". .venv/bin/activate": "the PATH of these tests begins with the environment's commands",
     "pip install .": "make demo installs the package, in .ci/run",
+    "make bench": TAKES_LONG,
+    "make bench BENCH='--quick'\nmake bench BENCH='--group calibration whole --rounds 5"
+    " --json figures.json'": TAKES_LONG,
     "pip install '.[paddle]'": "make test installs the package with Paddle, in .ci/run",
 }
 # Files of recipes that are to be refused -> why

@@ -43,6 +43,22 @@ def test_choices_are_those_of_the_tables() -> None:
     assert f"default {DEFAULT_METHOD}" in onnxq("static", "--help").stdout
 
 
+def test_calibrate_with_workers_and_in_a_file_that_grows(tmp_path: Path, samples: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    command = ("calibrate", DIGITS, "--data", samples, "--statistics")
+    assert figures(*command, one, "--workers", 2)["samples"] == 40
+    assert figures(*command, other)["samples"] == 40
+    assert one.read_bytes() == other.read_bytes()
+    both = onnxq(*command, one, "-o", other)
+    neither = onnxq("calibrate", DIGITS, "--data", samples)
+    for refused in (both, neither):
+        assert refused.returncode == 1
+        assert "needs one file to write" in refused.stderr
+    nobody = onnxq(*command, tmp_path / "no", "--dask", "tcp://127.0.0.1:9")
+    assert nobody.returncode == 1
+    assert "tcp://127.0.0.1:9" in nobody.stderr
+
+
 @pytest.mark.parametrize(("bits", "share"), [(8, 0.27), (16, 0.52)])
 def test_dynamic(tmp_path: Path, bits: int, share: float) -> None:
     out = tmp_path / "out.onnx"

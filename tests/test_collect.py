@@ -30,8 +30,7 @@ def same(a: Calibration, b: Calibration) -> bool:
         assert x is not None
         assert y is not None
         equal = [
-            (x.samples, x.count, x.minimum, x.maximum)
-            == (y.samples, y.count, y.minimum, y.maximum),
+            (x.samples, x.minimum, x.maximum) == (y.samples, y.minimum, y.maximum),
             np.array_equal(x.extremes.limbs, y.extremes.limbs),
             x.counted.exponent == y.counted.exponent,
             np.array_equal(x.counted.positive, y.counted.positive),
@@ -39,10 +38,7 @@ def same(a: Calibration, b: Calibration) -> bool:
         ]
         if not all(equal):
             return False
-    return all(
-        np.array_equal(mean.sums.limbs, b.channel_means[name].sums.limbs)
-        for name, mean in a.channel_means.items()
-    )
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +68,6 @@ def test_saved_statistics_are_the_same_and_so_are_their_bytes(
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_channel_means_are_those_of_the_outputs(whole: Calibration) -> None:
-    prepared = onnxq.quantize_dynamic(DIGITS)  # only to know that the names are the user's
-    assert prepared.graph.output[0].name in whole.channel_means
-    session = onnxq.load_session(DIGITS)
-    (logits,) = session.run(None, {"image": IMAGES})
-    means = whole.channel_means[prepared.graph.output[0].name].means()
-    assert np.allclose(means, np.asarray(logits).mean(axis=0), atol=1e-5)
-
-
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("method", METHODS)
 def test_one_file_serves_every_method_and_target(
@@ -91,12 +78,12 @@ def test_one_file_serves_every_method_and_target(
 
 
 def test_statistics_of_another_model_or_selection_are_refused(whole: Calibration) -> None:
-    other = Calibration("0" * 64, 1, {}, {})
+    other = Calibration("0" * 64, 1, {})
     with pytest.raises(CalibrationError, match="another model"):
         onnxq.quantize_static(DIGITS, statistics=other)
     with pytest.raises(CalibrationError, match="another model"):
         whole.merge(other)
-    lacking = Calibration(whole.fingerprint, 1, {}, {})
+    lacking = Calibration(whole.fingerprint, 1, {})
     with pytest.raises(CalibrationError, match="nothing of tensor"):
         onnxq.quantize_static(DIGITS, statistics=lacking)
 

@@ -52,7 +52,10 @@ from tests.pages import (
 
 STUBS = Path(__file__).parent / "stubs"
 # Options in the pages that are not onnxq's
-OTHERS = {"--strict": "of mypy"}
+OTHERS = {
+    "--strict": "of mypy",
+    **dict.fromkeys(("--group", "--rounds", "--quick", "--json", "--cache"), "of the benchmark"),
+}
 
 by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -21,7 +21,7 @@ from onnxq.improve.context import Context, chosen_samples
 from onnxq.improve.judge import Errors
 from onnxq.model import load
 from onnxq.parametrize import parametrize
-from onnxq.pipeline import collect_statistics, place, prepare_for
+from onnxq.pipeline import place, prepare_for
 from onnxq.plans import Plan, WeightUpdate
 from onnxq.recipe import Accuracy, StaticRecipe
 from onnxq.rewrite import rewrite
@@ -38,7 +38,7 @@ def context_of(
 ) -> Iterator[Context]:
     source = load(model)  # type: ignore[arg-type]  # whatever load takes
     prepared = prepare_for(source, recipe)
-    calibration = collect_statistics(source, feeds, recipe, None)
+    calibration = onnxq.calibrate(model, feeds)  # type: ignore[arg-type]  # as above
     plan = parametrize(prepared, place(prepared, recipe), calibration)
     opened = open_samples(feeds, input_specs(prepared.ir))
     chosen = chosen_samples(len(feeds), 16, 8)

@@ -15,6 +15,7 @@ from onnxq.cli.converting import add_commands
 from onnxq.cli.options import Json
 from onnxq.cli.terminal import console, print_json
 from onnxq.errors import OnnxqError
+from onnxq.lean import lean_imports
 
 __all__ = ["run"]
 
@@ -75,7 +76,8 @@ def run() -> None:
     """Run the command line; an error of onnxq's is one line on stderr and exit code 1."""
     try:
         add_commands(app, next((word for word in sys.argv[1:] if not word.startswith("-")), None))
-        app()
+        with lean_imports():
+            app()
     except OnnxqError as error:
         from rich.console import Console
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnxq.recipe import Recipe
 
 __all__ = [
+    "RANGES",
     "Json",
     "ModeOption",
     "Model",

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from onnxq.cli.options import (
+    RANGES,
     Json,
     Model,
     ModeOption,
@@ -22,7 +23,9 @@ from onnxq.cli.options import (
     takes,
 )
 from onnxq.cli.show_report import print_report
+from onnxq.cli.spreading import Dask, Workers, executor_of
 from onnxq.cli.terminal import console, print_json, progress_bar, tell
+from onnxq.errors import OptionError
 
 __all__ = ["calibrate", "dynamic", "recipe", "static"]
 
@@ -69,6 +72,8 @@ def static(
         bool,
         typer.Option("--explain", help="Print what each accuracy pass tried, and what was kept."),
     ] = False,
+    workers: Workers = None,
+    dask: Dask = None,
     json: Json = False,
 ) -> None:
     """Quantize weights and activations to INT8, with ranges from samples."""
@@ -76,13 +81,40 @@ def static(
     from onnxq.api import quantize
 
     check_recipe_file(settings, output, report)
-    with progress_bar("calibrating") as progress:
-        done = quantize(model, output, recipe, report=report, progress=progress, tell=tell)
+    with progress_bar("calibrating") as progress, executor_of(dask) as executor:
+        done = quantize(
+            model,
+            output,
+            recipe,
+            report=report,
+            progress=progress,
+            workers=workers,
+            executor=executor,
+            tell=tell,
+        )
     print_report(done, as_json=json, explain=explain)
 
 
 @takes(sample_options, image_options)
-def calibrate(model: Model, output: Output, settings: Settings, json: Json = False) -> None:
+def calibrate(
+    model: Model,
+    settings: Settings,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write.", show_default=False),
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of -o: a file that is saved as the run goes on. After a kill the same "
+            "command continues from there.",
+            rich_help_panel=RANGES,
+        ),
+    ] = None,
+    workers: Workers = None,
+    dask: Dask = None,
+    json: Json = False,
+) -> None:
     """Collect statistics once, for any method and any target of `static --statistics`."""
     recipe = recipe_of(settings, "static")
     from onnxq.api import calibrate as collect
@@ -90,14 +122,28 @@ def calibrate(model: Model, output: Output, settings: Settings, json: Json = Fal
     from onnxq.recipe import StaticRecipe
 
     assert isinstance(recipe, StaticRecipe)
+    target = output or statistics
+    if target is None or (output is not None and statistics is not None):
+        raise OptionError(
+            "calibrate needs one file to write: -o, or --statistics for one that is saved as the "
+            "run goes on"
+        )
     inputs = (model, recipe.data, settings["recipe"])
-    check_apart({"the output": output}, [Path(path) for path in inputs if path])
-    check_writable(output)
-    with progress_bar("calibrating") as progress:
-        calibration = collect(model, recipe=recipe, progress=progress)
-    calibration.save(output)
+    check_apart({"the output": target}, [Path(path) for path in inputs if path])
+    check_writable(target)
+    with progress_bar("calibrating") as progress, executor_of(dask) as executor:
+        calibration = collect(
+            model,
+            recipe=recipe,
+            checkpoint=statistics,
+            progress=progress,
+            workers=workers,
+            executor=executor,
+        )
+    if output is not None:
+        calibration.save(output)
     figures = {
-        "output": str(output),
+        "output": str(target),
         "samples": calibration.samples,
         "tensors": len(calibration.tensors),
     }
@@ -105,7 +151,7 @@ def calibrate(model: Model, output: Output, settings: Settings, json: Json = Fal
         print_json(figures)
     else:
         console.print(
-            f"{escape(str(output))}: statistics of {len(calibration.tensors)} tensors over "
+            f"{escape(str(target))}: statistics of {len(calibration.tensors)} tensors over "
             f"{calibration.samples} samples"
         )
 

@@ -67,7 +67,7 @@ class Context:
         self.best = self._base = plan
         self.emulated = Emulated(prepared, plan.placement)
         self._stack = contextlib.ExitStack()
-        network = FloatNetwork(prepared, plan.placement, self._stack)
+        network = FloatNetwork(prepared, self.emulated.weighted, self._stack)
         fit, judge = chosen
         fit = fit[: self._room(read(samples, fit[:1]), plan)]
         ledger.fit, ledger.judge = len(fit), len(judge)
@@ -95,7 +95,7 @@ class Context:
     def means(self) -> Mapping[str, Float64Array]:
         if self._means is None:  # the float network is another one by now
             with contextlib.ExitStack() as stack:
-                network = FloatNetwork(self.prepared, self.best.placement, stack)
+                network = FloatNetwork(self.prepared, self.emulated.weighted, stack)
                 self._means = network(self.fit.batches, means=True).means
         return self._means
 

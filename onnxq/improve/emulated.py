@@ -120,6 +120,7 @@ class Emulated:
 
     parts: in order. outputs: name of each float output of the graph -> the tensor that holds it.
     part_of: placed tensor -> index of the part that quantizes it.
+    weighted: names of the quantized weighted nodes.
     """
 
     def __init__(self, prepared: Prepared, placement: Placement) -> None:
@@ -139,7 +140,7 @@ class Emulated:
         self._weights = {w.tensor: w for w in placement.weights}
         self._biases = {b.use: b for b in placement.biases}
         self._uses = {use: a for a in placement.activations for use in a.uses}
-        self._weighted = {
+        self.weighted = {
             use.node
             for w in placement.weights
             if w.form == "kernel" and w.kind == "weight"
@@ -155,7 +156,7 @@ class Emulated:
         for value in graph.inputs:
             self._quantize(value.name or "")
         for node in graph:
-            if node.name in self._weighted:
+            if node.name in self.weighted:
                 self.parts.append(Part(node))
             self._add(node)
         for name in float_outputs(graph):
@@ -314,7 +315,7 @@ class Emulated:
         """The name of the part's input that stands for input `index` of its weighted node."""
         part = next(p for p in self.parts if p.weighted is node)
         proto = next(n for n in part.nodes if n.name == node.name)
-        return proto.input[index]
+        return str(proto.input[index])
 
     def input_of(self, index: int, feed: Feed, plan: Plan) -> Array:
         """What the weighted node that part `index` begins with reads, dequantized."""

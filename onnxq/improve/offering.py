@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeVar
 
 from onnxq.calibration import Calibration
 from onnxq.collect import Request, calibrate
@@ -17,8 +16,6 @@ __all__ = ["offer_links", "quantized_links"]
 
 # How often all links are halved where they do not help together
 HALVINGS = 2
-
-T = TypeVar("T")
 
 Scales = Mapping[Link, Float64Array]
 
@@ -48,10 +45,9 @@ def _offer(
     changed = {name for link in scales for name in link.tensors}
     calibration = dataclasses.replace(
         context.calibration,
-        tensors={**context.calibration.tensors, **_of(measured.tensors, changed)},
-        channel_means={
-            **context.calibration.channel_means,
-            **_of(measured.channel_means, changed),
+        tensors={
+            name: measured.tensors[name] if name in changed else known
+            for name, known in context.calibration.tensors.items()
         },
     )
     why = f"{words} behind {_named(context, scales)}"
@@ -74,14 +70,9 @@ def _calibrated(context: Context, scales: Scales) -> Calibration:
     known = context.calibration.tensors
     request = Request(
         tuple(sorted(changed & known.keys())),
-        {k: axis for k, axis in context.best.placement.measured.items() if k in changed},
         histograms=any(s is not None and s.histogram is not None for s in known.values()),
     )
     return calibrate(rescaled(context.prepared, scales), context.samples, request)
-
-
-def _of(found: Mapping[str, T], names: set[str]) -> dict[str, T]:
-    return {name: value for name, value in found.items() if name in names}
 
 
 def _named(context: Context, scales: Scales) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -14,7 +14,6 @@ import onnxruntime as ort
 from onnxq.data.samples import Samples, input_specs, prefetched
 from onnxq.improve.emulated import float_outputs
 from onnxq.improve.frontier import Batch, joined, rows_of
-from onnxq.plans import Placement
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Array, Float64Array
 from onnxq.runtime import Feed, run, session
@@ -44,23 +43,23 @@ class Reference:
 
 
 class FloatNetwork:
-    """A session that gives outputs and means; both are got in one run."""
+    """A session that gives outputs, and means of the outputs of weighted nodes, in one run."""
 
     def __init__(
-        self, prepared: Prepared, placement: Placement, stack: contextlib.ExitStack
+        self, prepared: Prepared, weighted: Collection[str], stack: contextlib.ExitStack
     ) -> None:
         model = prepared.ir.clone()
         self._outputs = float_outputs(model.graph)
-        values = {v.name: v for node in model.graph for v in node.outputs}
         self._means: dict[str, str] = {}
         added = []
-        for name, axis in placement.measured.items():
-            value = values[name]
-            if axis == 1:
-                node = ir.node("GlobalAveragePool", [value], name=f"{name}/onnxq_mean")
-                node.outputs[0].name = f"{name}/onnxq_mean"
-                model.graph.append(node)
-                value = node.outputs[0]
+        for node in [n for n in model.graph if n.name in weighted]:
+            value = node.outputs[0]
+            name = value.name or ""
+            if node.op_type == "Conv":
+                pool = ir.node("GlobalAveragePool", [value], name=f"{name}/onnxq_mean")
+                pool.outputs[0].name = f"{name}/onnxq_mean"
+                model.graph.append(pool)
+                value = pool.outputs[0]
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
             self._means[name] = value.name or ""
             if not value.is_graph_output():

@@ -27,6 +27,9 @@ __all__ = [
 # Below this a scale loses precision (float32 subnormals): such a tensor is zero for all purposes.
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
+# Elements that are quantized at once: their floats stay in the processor's cache
+PIECE = 1 << 18
+
 
 def abs_max(x: Array, axis: int | None) -> Float32Array:
     """Largest magnitude of x: shape [] if axis is None, else [x.shape[axis]]. 0 for no elements."""
@@ -78,8 +81,21 @@ def range_of(params: QuantParams) -> tuple[float, float]:
 
 def quantize(x: Array, params: QuantParams) -> Array:
     """Integers of params' type, of x's shape; rounds half to even as QuantizeLinear does."""
-    qtype = params.spec.qtype
     scale, zero_point = _along(params, x.ndim)
+    if x.size <= PIECE or x.shape[0] == 1:
+        return _quantize(x, params, scale, zero_point)
+    result = np.empty(x.shape, params.spec.qtype.dtype)
+    step = max(PIECE * x.shape[0] // x.size, 1)
+    for start in range(0, x.shape[0], step):
+        rows = slice(start, start + step)
+        own = rows if scale.ndim and scale.shape[0] > 1 else slice(None)
+        along = (scale[own], zero_point[own]) if scale.ndim else (scale, zero_point)
+        result[rows] = _quantize(x[rows], params, *along)
+    return result
+
+
+def _quantize(x: Array, params: QuantParams, scale: Float32Array, zero_point: Array) -> Array:
+    qtype = params.spec.qtype
     if qtype.bits > 16:  # a float32 quotient cannot hold 32-bit integers
         q = np.asarray(np.asarray(x, np.float64) / scale)
     else:

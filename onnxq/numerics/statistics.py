@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxq.numerics.exact import ExactSum
-from onnxq.numerics.histogram import Histogram, HistogramBuilder
-from onnxq.qtypes import Array, Float64Array
+from onnxq.numerics.histogram import PIECE, Histogram, HistogramBuilder
+from onnxq.qtypes import Array
 
-__all__ = ["ChannelMeans", "StatisticsBuilder", "TensorStatistics"]
+__all__ = ["StatisticsBuilder", "TensorStatistics"]
 
 
 @dataclass(frozen=True, eq=False)
 class TensorStatistics:
     """Statistics of all values of one float32 tensor over a set of samples.
 
-    samples: how many; count: how many values in all.
-    minimum, maximum: exact.
+    samples: how many had a value.
+    minimum, maximum: exact; without a histogram, 0 stands for the minimum of a tensor of which
+        nothing can be negative.
     extremes: sums over samples of each sample's minimum, maximum and largest magnitude: exact.
     histogram: counts on a power-of-two grid; None if only ranges were collected.
     """
 
     samples: int
-    count: int
     minimum: float
     maximum: float
     extremes: ExactSum
@@ -58,7 +59,6 @@ class TensorStatistics:
         both = self.histogram and other.histogram
         return TensorStatistics(
             self.samples + other.samples,
-            self.count + other.count,
             min(self.minimum, other.minimum),
             max(self.maximum, other.maximum),
             self.extremes + other.extremes,
@@ -66,57 +66,92 @@ class TensorStatistics:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class ChannelMeans:
-    """Sums over samples of the mean of each channel within a sample: exact, of [channels]."""
-
-    samples: int
-    sums: ExactSum
-
-    def means(self) -> Float64Array:
-        return self.sums.mean(self.samples)
-
-    def __add__(self, other: ChannelMeans) -> ChannelMeans:
-        return ChannelMeans(self.samples + other.samples, self.sums + other.sums)
-
-
 class StatisticsBuilder:
-    """Collects the statistics of one tensor batch by batch; no array outlives `add`."""
+    """Collects the statistics of one tensor batch by batch; no array outlives `add`.
+
+    Not safe to be called by two threads at once.
+    """
 
     def __init__(self, *, histogram: bool) -> None:
         self._histogram = HistogramBuilder() if histogram else None
-        self._extremes = ExactSum.of(np.zeros((0, 3)))
-        self._samples = self._count = 0
+        self._extremes = _Sums(3)
+        self._samples = 0
         self._minimum, self._maximum = float("inf"), float("-inf")
 
     def add(self, x: Array, samples: int) -> bool:
         """Add float32 x, whose leading axis is `samples` equal parts; False if it is not finite."""
         if x.size == 0:
             return True
-        rows = x.reshape(samples, -1)
-        low, high = rows.min(axis=1), rows.max(axis=1)  # NaN propagates
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            return False
-        minimum, maximum = float(low.min()), float(high.max())
-        extremes = np.stack([low, high, np.maximum(-low, high)], axis=1)
-        self._extremes += ExactSum.of(extremes)
+        for row in x.reshape(samples, -1):
+            if not self._add_row(row):
+                return False
         self._samples += samples
-        self._count += x.size
-        self._minimum = min(self._minimum, minimum)
-        self._maximum = max(self._maximum, maximum)
-        if self._histogram is not None:
-            self._histogram.add(x, minimum, maximum)
         return True
+
+    def add_maxima(self, maxima: Array) -> bool:
+        """Add samples of a tensor of which nothing is negative, by their maxima: float32 [samples].
+
+        The smallest value is taken for 0, which every quantized range holds. Only for statistics
+        without a histogram. False if a maximum is not finite.
+        """
+        for high in maxima.tolist():
+            if not math.isfinite(high):
+                return False
+            self._extend(0.0, high)
+        self._samples += maxima.size
+        return True
+
+    def _add_row(self, row: Array) -> bool:
+        """One sample, in pieces that stay in the processor's cache from one step to the next."""
+        lowest, highest = math.inf, -math.inf
+        for start in range(0, row.size, PIECE):
+            piece = row[start : start + PIECE]
+            low, high = float(piece.min()), float(piece.max())  # NaN propagates
+            if not (math.isfinite(low) and math.isfinite(high)):
+                return False
+            if self._histogram is not None:
+                self._histogram.add(piece, low, high)
+            lowest, highest = min(lowest, low), max(highest, high)
+        self._extend(lowest, highest)
+        return True
+
+    def _extend(self, low: float, high: float) -> None:
+        self._extremes.add((low, high, max(-low, high)))
+        self._minimum, self._maximum = min(self._minimum, low), max(self._maximum, high)
 
     def build(self) -> TensorStatistics | None:
         """What was collected; None if there was not a single value."""
-        if self._count == 0:
+        if self._samples == 0:
             return None
         return TensorStatistics(
             self._samples,
-            self._count,
             self._minimum,
             self._maximum,
-            self._extremes,
+            self._extremes.total(),
             self._histogram.build() if self._histogram else None,
         )
+
+
+class _Sums:
+    """An exact sum of rows, added up many at a time: an exact sum of one row costs as much."""
+
+    ROWS = 256
+
+    def __init__(self, width: int) -> None:
+        self._sum = ExactSum.of(np.zeros((0, width)))
+        self._rows = np.empty((self.ROWS, width), np.float32)
+        self._held = 0
+
+    def add(self, row: tuple[float, ...]) -> None:
+        self._rows[self._held] = row
+        self._held += 1
+        if self._held == self.ROWS:
+            self._fold()
+
+    def _fold(self) -> None:
+        self._sum += ExactSum.of(self._rows[: self._held])
+        self._held = 0
+
+    def total(self) -> ExactSum:
+        self._fold()
+        return self._sum

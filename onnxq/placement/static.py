@@ -71,7 +71,6 @@ class _Placer:
             skips=self.chosen.skips({weight.tensor for weight in stored}),
             target=self.target.name,
             guarded=self._guarded(activations),
-            measured=self._measured(),
             borders=frozenset(value.name or "" for value in self.chosen.borders),
             labels={n.name or "": self.prepared.names.label(n) for n in self.graph},
         )
@@ -248,14 +247,6 @@ class _Placer:
             if source in self.integers and end in entering:
                 guarded.append(node.name or "")
         return tuple(guarded)
-
-    def _measured(self) -> dict[str, int]:
-        """Outputs of core nodes with the axis of their channels."""
-        return {
-            node.outputs[0].name or "": 1 if node.op_type == "Conv" else -1
-            for node, rule in self.quantized.items()
-            if rule.role is Role.CORE
-        }
 
     def _leave_bodies(self) -> None:
         for node in ir.traversal.RecursiveGraphIterator(self.graph):

@@ -19,6 +19,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from onnxq.errors import ModelError
+from onnxq.lean import collector_paused
 from onnxq.model import SourceModel
 from onnxq.prepare.batchnorm import fold_batchnorm
 from onnxq.prepare.constants import fold_constants, lift_constants
@@ -46,6 +47,7 @@ class Prepared:
     label: str
 
 
+@collector_paused()
 def prepare(source: SourceModel, *, min_opset: int, static: bool) -> Prepared:
     """A prepared clone of `source`, whose opset is at least `min_opset`.
 
@@ -66,13 +68,12 @@ def prepare(source: SourceModel, *, min_opset: int, static: bool) -> Prepared:
     common.TopologicalSortPass()(model)
     infer_shapes(model)
     drop_identity(model)
-    fold_constants(model, duplicate=static, label=source.label)
-    infer_shapes(model)
-    fold_shapes(model)
+    if fold_constants(model, duplicate=static, label=source.label):
+        infer_shapes(model)
+    changed = fold_shapes(model)
     fold_conv_bias(model, names)
     fold_batchnorm(model, names)
-    if static:
-        matmul_add_to_gemm(model, names)
+    if static and (matmul_add_to_gemm(model, names) or changed):
         infer_shapes(model)
     common.RemoveUnusedNodesPass()(model)
     drop_unused_initializers(model)

@@ -10,12 +10,14 @@ else reads the layer's output or the weight. Products in float64, rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.model import constant
 from onnxq.optable import gemm_output_axis
-from onnxq.prepare.layers import set_bias, take_output
+from onnxq.prepare.layers import set_bias, take_output, tensor_names
 from onnxq.prepare.names import NameMap
 
 __all__ = ["fold_batchnorm"]
@@ -23,12 +25,13 @@ __all__ = ["fold_batchnorm"]
 
 def fold_batchnorm(model: ir.Model, names: NameMap) -> None:
     for graph in model.graphs():
+        taken = tensor_names(graph)
         for node in list(graph):
             if node.op_type == "BatchNormalization" and node.domain == "":
-                _fold(graph, node, names)
+                _fold(graph, node, names, taken)
 
 
-def _fold(graph: ir.Graph, norm: ir.Node, names: NameMap) -> None:
+def _fold(graph: ir.Graph, norm: ir.Node, names: NameMap, taken: Collection[str]) -> None:
     value = norm.inputs[0]
     layer = value.producer() if value is not None else None
     axis = _output_axis(layer) if layer is not None else None
@@ -46,19 +49,22 @@ def _fold(graph: ir.Graph, norm: ir.Node, names: NameMap) -> None:
     if bias is not None and constant(bias) is None:
         return
     old = constant(bias)
-    w, gamma, beta, mean, var = (
-        np.asarray(t.numpy(), np.float64) for t in tensors if t is not None
-    )
-    if tensors[0] is None or tensors[0].dtype != ir.DataType.FLOAT or w.shape[axis] != gamma.size:
+    stored, *rest = (t for t in tensors if t is not None)
+    gamma, beta, mean, var = (np.asarray(t.numpy(), np.float64) for t in rest)
+    if stored.dtype != ir.DataType.FLOAT or stored.shape[axis] != gamma.size:
         return
+    w = stored.numpy()
     epsilon = norm.attributes.get_float("epsilon", 1e-5)
     gain = gamma / np.sqrt(var + epsilon)
     along = [-1 if i == axis else 1 for i in range(w.ndim)]
     b = np.zeros(gamma.size) if old is None else np.asarray(old.numpy(), np.float64).reshape(-1)
     if b.size not in (1, gamma.size):
         return
-    weight.const_value = ir.tensor((w * gain.reshape(along)).astype(np.float32), name=weight.name)
-    set_bias(layer, (b - mean) * gain + beta)
+    folded = np.empty_like(w)
+    # numpy converts piece by piece: no copy of the weight in float64
+    np.multiply(w, gain.reshape(along), out=folded, dtype=np.float64, casting="same_kind")
+    weight.const_value = ir.tensor(folded, name=weight.name)
+    set_bias(layer, (b - mean) * gain + beta, taken)
     names.absorb(layer, norm)
     names.add(layer, [value.name or ""])
     take_output(graph, layer, norm)

@@ -49,14 +49,17 @@ def lift_constants(model: ir.Model) -> None:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
-def fold_constants(model: ir.Model, *, duplicate: bool, label: str) -> None:
-    """Replace what depends on constants alone by initializers."""
+def fold_constants(model: ir.Model, *, duplicate: bool, label: str) -> bool:
+    """Replace what depends on constants alone by initializers. Whether there was anything."""
+    found = False
     for graph in model.graphs():
         nodes = _foldable(graph)
         if not duplicate:
             nodes = _without_shared_views(nodes)
         if nodes:
             _fold(graph, nodes, model, label)
+            found = True
+    return found
 
 
 def is_stored_integer(node: ir.Node) -> bool:

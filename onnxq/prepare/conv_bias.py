@@ -9,11 +9,13 @@ model, but in a quantized one the Add stays a node of its own.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.model import constant
-from onnxq.prepare.layers import set_bias, take_output
+from onnxq.prepare.layers import set_bias, take_output, tensor_names
 from onnxq.prepare.names import NameMap
 from onnxq.qtypes import Float64Array
 
@@ -22,40 +24,46 @@ __all__ = ["fold_conv_bias"]
 
 def fold_conv_bias(model: ir.Model, names: NameMap) -> None:
     for graph in model.graphs():
+        taken = tensor_names(graph)
         for add in list(graph):
             if add.op_type == "Add" and add.domain == "":
                 for x, c in (add.inputs, add.inputs[::-1]):
-                    if x is not None and _fold(graph, add, x, c, names):
-                        break
+                    layer = None if x is None else _fold(graph, add, x, c, taken)
+                    if layer is None or x is None:
+                        continue
+                    names.absorb(layer, add)
+                    names.add(layer, [x.name or ""])
+                    take_output(graph, layer, add)
+                    break
 
 
-def _fold(graph: ir.Graph, add: ir.Node, x: ir.Value, c: ir.Value | None, names: NameMap) -> bool:
+def _fold(
+    graph: ir.Graph, add: ir.Node, x: ir.Value, c: ir.Value | None, taken: Collection[str]
+) -> ir.Node | None:
+    """The layer before `add`, which now has its constant; None if it cannot."""
     layer, added = x.producer(), constant(c)
     if layer is None or added is None or layer.graph is not graph or layer.domain != "":
-        return False
+        return None
     if layer.op_type not in ("Conv", "ConvTranspose"):
-        return False
+        return None
     if len(x.uses()) != 1 or x.is_graph_output() or added.dtype != ir.DataType.FLOAT:
-        return False
+        return None
     weight = constant(layer.inputs[1])
     bias = layer.inputs[2] if len(layer.inputs) > 2 else None
     old = constant(bias)
     if weight is None or (bias is not None and old is None):
-        return False
+        return None
     dims = weight.shape.numpy()
     channels = dims[0]
     if layer.op_type == "ConvTranspose":
         channels = dims[1] * layer.attributes.get_int("group", 1)
     per_channel = _per_channel(added, channels, len(dims))
     if per_channel is None:
-        return False
+        return None
     if old is not None:
         per_channel = per_channel + np.asarray(old.numpy(), np.float64)
-    set_bias(layer, per_channel)
-    names.absorb(layer, add)
-    names.add(layer, [x.name or ""])
-    take_output(graph, layer, add)
-    return True
+    set_bias(layer, per_channel, taken)
+    return layer
 
 
 def _per_channel(added: ir.TensorProtocol, channels: int, rank: int) -> Float64Array | None:

@@ -23,8 +23,9 @@ from onnxq.prepare.names import NameMap
 __all__ = ["matmul_add_to_gemm"]
 
 
-def matmul_add_to_gemm(model: ir.Model, names: NameMap) -> None:
-    graph = model.graph
+def matmul_add_to_gemm(model: ir.Model, names: NameMap) -> bool:
+    """Whether there was anything to replace."""
+    graph, any_found = model.graph, False
     for add in list(graph):
         if add.op_type != "Add" or add.domain != "":
             continue
@@ -32,6 +33,8 @@ def matmul_add_to_gemm(model: ir.Model, names: NameMap) -> None:
         if found is not None:
             matmul, bias = found
             _replace(graph, matmul, add, bias, names)
+            any_found = True
+    return any_found
 
 
 def _match(add: ir.Node) -> tuple[ir.Node, ir.Value] | None:

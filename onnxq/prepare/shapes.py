@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.model import constant
-from onnxq.prepare.layers import add_constant
+from onnxq.prepare.layers import add_constant, tensor_names
 
 __all__ = ["fold_shapes"]
 
@@ -26,10 +26,12 @@ INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 LONGEST = 64
 
 
-def fold_shapes(model: ir.Model) -> None:
-    """Fold, in all graphs of the model. Shapes have been inferred."""
+def fold_shapes(model: ir.Model) -> bool:
+    """Fold, in all graphs of the model. Shapes have been inferred. Whether there was anything."""
+    found = False
     for graph in model.graphs():
         known: dict[ir.Value, list[Entry]] = {}
+        reshapes: list[ir.Node] = []
         for node in graph:
             if node.domain != "" or not node.outputs:
                 continue
@@ -37,9 +39,15 @@ def fold_shapes(model: ir.Model) -> None:
             if entries is not None:
                 known[node.outputs[0]] = entries
             elif node.op_type == "Reshape":
-                _fold_reshape(graph, node, known)
+                reshapes.append(node)
+        if not known:
+            continue
+        taken = tensor_names(graph)
+        for node in reshapes:
+            found = _fold_reshape(graph, node, known, taken) or found
         for value, entries in known.items():
-            _replace(graph, value, entries)
+            found = _replace(graph, value, entries, taken) or found
+    return found
 
 
 def _evaluate(node: ir.Node, known: dict[ir.Value, list[Entry]]) -> list[Entry] | None:
@@ -111,13 +119,15 @@ def _numbers(value: ir.Value | None) -> list[int] | None:
     return [int(x) for x in np.atleast_1d(tensor.numpy())]
 
 
-def _fold_reshape(graph: ir.Graph, node: ir.Node, known: dict[ir.Value, list[Entry]]) -> None:
+def _fold_reshape(
+    graph: ir.Graph, node: ir.Node, known: dict[ir.Value, list[Entry]], taken: set[str]
+) -> bool:
     x, shape = node.inputs[0], node.inputs[1]
     if x is None or shape not in known or node.attributes.get_int("allowzero", 0) != 0:
-        return
+        return False
     entries = known[shape]
     if all(isinstance(entry, int) for entry in entries):
-        return  # case 1
+        return False  # case 1
     own = _own_dimensions(x)
     target: list[int] = []
     for i, entry in enumerate(entries):
@@ -126,13 +136,13 @@ def _fold_reshape(graph: ir.Graph, node: ir.Node, known: dict[ir.Value, list[Ent
         else:
             target.append(0 if i < len(own) and own[i] == entry else -1)
     if 0 in entries or target.count(-1) > 1:
-        return
+        return False
     ours = -1 in target and -1 not in entries  # one that was there before means what it meant
     if ours and min(size for size in target if size != -1) < 1:
-        return
-    node.replace_input_with(
-        1, add_constant(graph, f"{node.name}.shape", np.asarray(target, np.int64))
-    )
+        return False
+    constant_shape = np.asarray(target, np.int64)
+    node.replace_input_with(1, add_constant(graph, f"{node.name}.shape", constant_shape, taken))
+    return True
 
 
 def _own_dimensions(x: ir.Value) -> list[Entry]:
@@ -146,15 +156,16 @@ def _identity(symbol: object, value: ir.Value, axis: int) -> Entry:
     return str(symbol) if named else (id(value), axis)
 
 
-def _replace(graph: ir.Graph, value: ir.Value, entries: list[Entry]) -> None:
+def _replace(graph: ir.Graph, value: ir.Value, entries: list[Entry], taken: set[str]) -> bool:
     numbers = [entry for entry in entries if isinstance(entry, int)]
     if len(numbers) != len(entries) or value.is_graph_output() or not value.uses():
-        return
+        return False
     if value.shape is None or value.dtype not in INTEGERS:
-        return
+        return False
     array = np.asarray(numbers, value.dtype.numpy())
     if value.shape.rank() == 0:
         if len(numbers) != 1:
-            return
+            return False
         array = array.reshape(())
-    value.replace_all_uses_with(add_constant(graph, f"{value.name}.known", array))
+    value.replace_all_uses_with(add_constant(graph, f"{value.name}.known", array, taken))
+    return True

@@ -1,0 +1,190 @@
+"""Workers, executors and runs that were killed: the same bits as one process that ran through."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import onnxq
+from onnxq.calibration import Calibration
+from onnxq.collect import Request, calibrate
+from onnxq.collect.shares import LEAST, shares_of
+from onnxq.data.samples import input_specs, open_samples
+from onnxq.demo import DIGITS, digits_data
+from onnxq.errors import CalibrationError, OptionError
+from onnxq.model import load
+from onnxq.prepare import prepare
+from tests.test_collect import same
+
+IMAGES = digits_data()[0][: 8 * LEAST + 3]
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture(scope="module")
+def whole() -> Calibration:
+    return onnxq.calibrate(DIGITS, IMAGES)
+
+
+@pytest.mark.parametrize("workers", [None, 1, 3, 100])
+@pytest.mark.parametrize("count", [1, LEAST, 1000])
+def test_shares_are_all_samples_once(count: int, workers: int | None) -> None:
+    shares = shares_of(range(5, 5 + count), workers)
+    assert [i for share in shares for i in share] == list(range(5, 5 + count))
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_the_number_of_threads_does_not_matter(whole: Calibration, cores: int) -> None:
+    prepared = prepare(load(DIGITS), min_opset=13, static=True)
+    samples = open_samples(IMAGES, input_specs(prepared.ir))
+    request = Request(tuple(sorted(whole.tensors)))
+    assert same(whole, calibrate(prepared, samples, request, cores=cores, batch_size=3))
+
+
+def test_ranges_alone_give_the_same_model_as_ranges_of_histograms(whole: Calibration) -> None:
+    for method in ("min_max", "abs_max", "avg"):
+        alone = onnxq.quantize_static(DIGITS, data=IMAGES, method=method, verify=False)
+        served = onnxq.quantize_static(DIGITS, statistics=whole, method=method, verify=False)
+        assert alone.SerializeToString() == served.SerializeToString(), method
+
+
+def test_executors_give_the_same_bits(whole: Calibration) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        assert same(whole, onnxq.calibrate(DIGITS, IMAGES, executor=pool))
+
+
+def kill_one_child() -> None:
+    child = min(multiprocessing.active_children(), key=lambda c: c.pid or 0)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+
+
+class KillsOnce:
+    """A progress callback that kills a worker when the first share is done."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, done: int, of: int) -> None:
+        if not self.seen:
+            kill_one_child()
+        self.seen.append(done)
+        assert of == len(IMAGES)
+
+
+def test_a_worker_that_dies_has_its_share_run_again(whole: Calibration) -> None:
+    progress = KillsOnce()
+    assert same(whole, onnxq.calibrate(DIGITS, IMAGES, workers=2, progress=progress))
+    assert progress.seen[-1] == len(IMAGES)
+    assert len(progress.seen) == len(set(progress.seen)) == len(shares_of(range(len(IMAGES)), 2))
+
+
+def test_a_foreign_pool_that_breaks_has_its_shares_run_here(whole: Calibration) -> None:
+    with (
+        ProcessPoolExecutor(2, SPAWN) as pool,
+        pytest.warns(RuntimeWarning, match="executor broke"),
+    ):
+        assert same(whole, onnxq.calibrate(DIGITS, IMAGES, executor=pool, progress=KillsOnce()))
+
+
+def test_a_dask_cluster_gives_the_same_bits_though_a_worker_dies(whole: Calibration) -> None:
+    distributed = pytest.importorskip("distributed")
+    with (
+        warnings.catch_warnings(action="ignore"),  # of dask's own, about a worker that is gone
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        pids = client.run(os.getpid)
+        assert len(set(pids.values()) - {os.getpid()}) == 2
+        seen: list[int] = []
+
+        def progress(done: int, _of: int) -> None:
+            if not seen:
+                os.kill(next(iter(pids.values())), signal.SIGKILL)
+            seen.append(done)
+
+        executor = client.get_executor()
+        assert same(whole, onnxq.calibrate(DIGITS, IMAGES, executor=executor, progress=progress))
+        assert seen[-1] == len(IMAGES)
+
+
+def test_workers_report_the_sample_that_fails() -> None:
+    bad = IMAGES.copy()
+    bad[40] = 3e38  # finite, and an overflow behind the first Conv
+    with pytest.raises(CalibrationError, match=r"NaN or Inf for sample 40"):
+        onnxq.calibrate(DIGITS, bad, workers=2)
+    with pytest.raises(CalibrationError, match=r"NaN or Inf for sample 40"):
+        onnxq.calibrate(DIGITS, bad)
+
+
+def test_workers_and_an_executor_are_one_too_many() -> None:
+    with ThreadPoolExecutor(1) as pool, pytest.raises(OptionError, match="either workers or"):
+        onnxq.calibrate(DIGITS, IMAGES, workers=2, executor=pool)
+    with pytest.raises(OptionError, match="at least 1"):
+        onnxq.calibrate(DIGITS, IMAGES, workers=0)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+import onnxq
+from onnxq.collect import checkpoint
+checkpoint.EVERY = 0.0
+
+def progress(done, of):
+    if done >= 50:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+onnxq.calibrate(sys.argv[1], np.load(sys.argv[2]), checkpoint=sys.argv[3], progress=progress)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """The statistics of a run that was killed when 50 samples were done."""
+    data, path = tmp_path / "data.npy", tmp_path / "statistics"
+    np.save(data, IMAGES)
+    command = [sys.executable, "-c", KILLED, str(DIGITS), str(data), str(path)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    return path
+
+
+def test_a_run_that_was_killed_goes_on(whole: Calibration, killed: Path, tmp_path: Path) -> None:
+    held = Calibration.load(killed).samples
+    assert LEAST <= held <= 50
+    seen: list[int] = []
+
+    def progress(done: int, _of: int) -> None:
+        seen.append(done)
+
+    resumed = onnxq.calibrate(DIGITS, IMAGES, checkpoint=killed, progress=progress)
+    assert same(whole, resumed)
+    assert (min(seen), max(seen), len(seen)) == (held + 1, len(IMAGES), len(IMAGES) - held)
+    through = tmp_path / "through"
+    onnxq.calibrate(DIGITS, IMAGES, checkpoint=through)
+    assert killed.read_bytes() == through.read_bytes()
+    assert same(whole, onnxq.calibrate(DIGITS, IMAGES, checkpoint=through))  # nothing left to do
+
+
+def test_a_run_goes_on_with_workers(whole: Calibration, killed: Path) -> None:
+    assert same(whole, onnxq.calibrate(DIGITS, IMAGES, checkpoint=killed, workers=2))
+
+
+def test_unfinished_statistics_are_used_for_nothing_else(killed: Path) -> None:
+    with pytest.raises(CalibrationError, match=rf"of {len(IMAGES)} samples: .* interrupted"):
+        onnxq.quantize_static(DIGITS, statistics=killed)
+    with pytest.raises(CalibrationError, match="of other samples"):
+        onnxq.calibrate(DIGITS, IMAGES[:90], checkpoint=killed)
+    with pytest.raises(CalibrationError, match="of other tensors"):
+        onnxq.calibrate(DIGITS, IMAGES, checkpoint=killed, exclude_ops=["Gemm"])
