@@ -34,7 +34,9 @@ from onnxq.qtypes import Float32Array, Float64Array, PerChannel, PerTensor, Quan
 __all__ = ["NAME", "cost", "smooth", "strength_scales"]
 
 NAME = "smoothquant"
-STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
+# First these, then the neighbours of the best
+STRENGTHS = (0.3, 0.5, 0.7, 0.9)
+STEP = 0.1
 NOTHING = "no quantized MatMul or Gemm is alone in reading channels that can be rescaled"
 
 
@@ -91,13 +93,18 @@ def best_strength(context: Context, plan: Plan, link: Link, seen: Observed) -> f
     placed = activations[Use(link.readers[0], 0)]
     layers = [_layer(context, plan, scaled) for scaled in link.multiplied]
     maxima = weight_maxima(context.prepared, link)
-    smallest, best = _error(seen.rows, np.ones(link.channels), placed, layers), None
-    for strength in STRENGTHS:
+
+    def error(strength: float) -> float:
         s = strength_scales(seen.maxima, maxima, strength)
-        error = _error(seen.rows, s, placed, layers)
-        if error < smallest:
-            smallest, best = error, strength
-    return best
+        return _error(seen.rows, s, placed, layers)
+
+    found = {strength: error(strength) for strength in STRENGTHS}
+    middle = min(found, key=lambda a: found[a])
+    for strength in (round(middle - STEP, 1), round(middle + STEP, 1)):
+        found[strength] = error(strength)
+    best = min(found, key=lambda a: found[a])
+    nothing = _error(seen.rows, np.ones(link.channels), placed, layers)
+    return best if found[best] < nothing else None
 
 
 @dataclass(frozen=True, eq=False)
