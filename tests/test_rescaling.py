@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 import onnxq
+from onnxq.improve import context as improving
 from onnxq.improve import equalization, smoothquant
 from onnxq.improve.offering import offer_links
 from onnxq.improve.rescaling import links, rescaled, weight_maxima
@@ -145,6 +146,20 @@ def test_channels_that_cannot_be_rescaled_are_no_link(case: str) -> None:
     before = prepared(UNLINKED[case][0])
     sources = {link.source for link in links(before)}
     assert not sources & {"n_c", "n_n"}
+
+
+def test_what_is_given_as_an_output_is_no_link() -> None:
+    model, _ = two_links()
+    model.graph.output.append(onnx.helper.make_tensor_value_info("r", 1, None))
+    assert [link.source for link in links(prepared(model))] == ["n_d"]
+
+
+def test_a_network_has_to_gain_more_than_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(improving, "SURE", 1e9)
+    model = spread_network((2.0 ** np.arange(-8, 8, 2)).astype(np.float32))
+    with context_of(model, samples("x", (1, 8, 4, 4), 24), PER_TENSOR) as context:
+        equalization.equalize(context, context.best)
+        assert not any(entry.kept for entry in context.ledger.entries)
 
 
 def test_a_weight_or_bias_that_others_read_is_no_link() -> None:

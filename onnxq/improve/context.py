@@ -22,6 +22,8 @@ from onnxq.runtime import Feed
 
 __all__ = ["Context", "chosen_samples"]
 
+SURE = 2.0
+
 
 def chosen_samples(count: int, fit: int, judge: int) -> tuple[list[int], list[int]]:
     """Indices, evenly spread, of the samples to fit to and of others to judge on.
@@ -123,12 +125,13 @@ class Context:
         """As `offer`, for another float network of the same nodes that gives the same outputs.
 
         calibration: the statistics of that network. The plan starts anew from them, so that this is
-        for passes that come before all others.
+        for passes that come before all others. The gain has to be more than `SURE` standard errors:
+        of the many such candidates that a pass has, some gain one by chance.
         """
         plan = parametrize(prepared, self.best.placement, calibration)
         emulated = Emulated(prepared, plan.placement)
         judge = Judge(emulated, self._judged)  # by the outputs of the user's own network
-        kept = self._decide(step, node, judge.errors(plan), why)
+        kept = self._decide(step, node, judge.errors(plan), why, SURE)
         if kept:
             self.prepared, self.calibration = prepared, calibration
             self.best = self._base = plan
@@ -137,10 +140,12 @@ class Context:
             self._means = None
         return kept
 
-    def _decide(self, step: str, node: str | None, found: Errors, why: str) -> bool:
+    def _decide(
+        self, step: str, node: str | None, found: Errors, why: str, sure: float = 1.0
+    ) -> bool:
         """Whether it is better than the best; written down."""
         gain, error = found.gain_over(self.errors)
-        kept = gain > error
+        kept = gain > sure * error
         verdict = f"gain {gain:.2f} dB, standard error {error:.2f} dB"
         before = self.errors.sqnr
         if kept:
