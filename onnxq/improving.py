@@ -10,13 +10,17 @@ from pathlib import Path
 from onnxq.calibration import Calibration
 from onnxq.data.samples import Samples
 from onnxq.improve import Improved, Ledger, improve
+from onnxq.improve.context import Remake
 from onnxq.improve.mixed.goals import Evaluate
 from onnxq.improve.mixed.stage import Mixed, MixedReport, Setup, mix
 from onnxq.improve.mixed.variants import Place
-from onnxq.plans import Plan
+from onnxq.isa import SATURATING
+from onnxq.parametrize import parametrize
+from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared
 from onnxq.recipe import StaticRecipe
 from onnxq.rewrite import rewrite
+from onnxq.saturation import guard
 from onnxq.save import save
 
 __all__ = ["Better", "Task", "improved"]
@@ -27,7 +31,7 @@ class Task:
     """What there is to improve, and how.
 
     samples: those that calibrated; None if only statistics were given.
-    place: what the recipe places with rules after its own.
+    placer: gives, for a float network, what the recipe places with rules after its own.
     evaluate: the user's function, if the recipe has a `max_drop`.
     tell: takes lines on what this will cost, and on what it did.
     """
@@ -37,15 +41,20 @@ class Task:
     samples: Samples | None
     plan: Plan
     recipe: StaticRecipe
-    place: Place
+    placer: Callable[[Prepared], Place]
     evaluate: Evaluate | None = None
     tell: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Better:
-    """The best plan. recipe: the one that makes its placement without searching for it again."""
+    """The best plan, the float network that it is for, and the statistics of that.
 
+    recipe: the one that makes the placement without searching for it again.
+    """
+
+    prepared: Prepared
+    calibration: Calibration
     plan: Plan
     ledger: Ledger
     recipe: StaticRecipe
@@ -54,19 +63,16 @@ class Better:
 
 def improved(task: Task) -> Better:
     """The passes of the level, and as many nodes left float as its goal or the user's needs."""
-    recipe, first = task.recipe, _passes(task, task.plan)
-    ledger = first.ledger
-    if ledger.interrupted:
-        return Better(first.plan, ledger, recipe)
-    mixed = _mixed(task, first.plan, ledger)
+    recipe, best = task.recipe, _passes(task)
+    ledger = best.ledger
+    mixed = Mixed(best.plan) if ledger.interrupted else _mixed(task, best)
     if not mixed.rules:
-        return Better(mixed.plan, ledger, recipe, mixed.report)
-    plan = mixed.plan
+        return Better(best.prepared, best.calibration, mixed.plan, ledger, recipe, mixed.report)
+    best = dataclasses.replace(best, plan=mixed.plan)
     if not recipe.has_target and not ledger.interrupted:
         # with less noise before each layer, the passes may find what they did not find at first
-        again = _passes(task, plan)
-        plan = again.plan
-        ledger.extend(again.ledger)
+        best = _passes(_from(task, best))
+        ledger.extend(best.ledger)
     repeated = dataclasses.replace(
         recipe,
         rules=(*recipe.rules, *mixed.rules),
@@ -76,29 +82,54 @@ def improved(task: Task) -> Better:
         evaluate=None,
         max_drop=None,
     )
-    return Better(plan, ledger, repeated, mixed.report)
+    return Better(best.prepared, best.calibration, best.plan, ledger, repeated, mixed.report)
 
 
-def _passes(task: Task, plan: Plan) -> Improved:
-    level = task.recipe.accuracy
-    return improve(task.prepared, task.calibration, task.samples, plan, level, tell=task.tell)
+def _from(task: Task, best: Improved) -> Task:
+    return dataclasses.replace(
+        task, prepared=best.prepared, calibration=best.calibration, plan=best.plan
+    )
 
 
-def _mixed(task: Task, plan: Plan, ledger: Ledger) -> Mixed:
-    prepared = task.prepared
+def _passes(task: Task) -> Improved:
+    return improve(
+        task.prepared,
+        task.calibration,
+        task.samples,
+        task.plan,
+        task.recipe.accuracy,
+        remake=_remake(task),
+        tell=task.tell,
+    )
 
+
+def _remake(task: Task) -> Remake:
+    """Makes the plan of a float network that a pass has changed, guarded where the first one is."""
+    isa = task.recipe.isa
+    if isa not in SATURATING:
+        return parametrize
+
+    def remake(prepared: Prepared, placement: Placement, calibration: Calibration) -> Plan:
+        plan = parametrize(prepared, placement, calibration)
+        return guard(prepared, task.samples, plan, isa)[0]
+
+    return remake
+
+
+def _mixed(task: Task, best: Improved) -> Mixed:
     def write(candidate: Plan | None, path: Path) -> int:
-        model = prepared.ir.clone() if candidate is None else rewrite(prepared, candidate)
+        # the float model is the user's own
+        model = task.prepared.ir.clone() if candidate is None else rewrite(best.prepared, candidate)
         return save(model, path, lambda _: None)
 
     setup = Setup(
-        prepared,
-        task.calibration,
+        best.prepared,
+        best.calibration,
         task.samples,
         task.recipe,
-        task.place,
+        task.placer(best.prepared),
         task.evaluate,
         write,
         task.tell,
     )
-    return mix(setup, plan, ledger)
+    return mix(setup, best.plan, best.ledger)

@@ -159,19 +159,22 @@ def _make_static(
         samples,
         plan,
         recipe,
-        placer(prepared, recipe),
+        lambda network: placer(network, recipe),
         _evaluate(call, recipe),
         call.tell,
     )
     found = improved(task)
     clock.lap("improve")
     if verdict is not None and found.plan is not plan:
-        verdict = verdict_of(prepared, found.plan, verdict)
+        if found.prepared is not prepared:  # whose inputs were others
+            plain = parametrize(found.prepared, found.plan.placement, found.calibration)
+            verdict = guard(found.prepared, samples, plain, verdict.isa)[1]
+        verdict = verdict_of(found.prepared, found.plan, verdict)
     return Made(
         found.recipe,
-        prepared,
+        found.prepared,
         found.plan,
-        calibration,
+        found.calibration,
         data,
         tuning,
         verdict,
