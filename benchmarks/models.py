@@ -385,6 +385,9 @@ MODELS: dict[str, Callable[[], ir.Model]] = {
 
 
 def main() -> None:
+    from benchmarks.models_mobile import MOBILE  # it is made of what is above
+
+    MODELS.update(MOBILE)
     parser = argparse.ArgumentParser(description="Build the benchmark models.")
     parser.add_argument("name", nargs="?", choices=MODELS, help="the model to build")
     parser.add_argument("-o", "--output", type=Path, help="where to write it (NAME.onnx)")

@@ -23,6 +23,7 @@ from onnxq._version import __version__
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
+    from onnxq.analysis import AnalysisReport, analyze
     from onnxq.api import calibrate, export, quantize, quantize_dynamic, quantize_static
     from onnxq.calibration import Calibration
     from onnxq.data.images import ImageOptions
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from onnxq.session import load_session
 
 _HOME = {
+    "AnalysisReport": "onnxq.analysis",
     "BenchmarkReport": "onnxq.measure.benchmarking",
     "Calibration": "onnxq.calibration",
     "CalibrationError": "onnxq.errors",
@@ -65,6 +67,7 @@ _HOME = {
     "Report": "onnxq.report",
     "Rule": "onnxq.recipe",
     "StaticRecipe": "onnxq.recipe",
+    "analyze": "onnxq.analysis",
     "benchmark": "onnxq.measure.benchmarking",
     "calibrate": "onnxq.api",
     "compare": "onnxq.measure.comparison",
@@ -79,6 +82,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AnalysisReport",
     "BenchmarkReport",
     "Calibration",
     "CalibrationError",
@@ -99,6 +103,7 @@ __all__ = [
     "Rule",
     "StaticRecipe",
     "__version__",
+    "analyze",
     "benchmark",
     "calibrate",
     "compare",

@@ -18,6 +18,7 @@ from onnxq.data.images import ImageOptions
 from onnxq.data.samples import DataLike
 from onnxq.errors import ModelError, OptionError
 from onnxq.files import check_writable
+from onnxq.improve.mixed.goals import Evaluate
 from onnxq.model import ModelLike, load
 from onnxq.pipeline import Call, PathLike, Tell, collect_statistics, run
 from onnxq.recipe import (
@@ -52,6 +53,7 @@ def quantize(
     workers: int | None = ...,
     executor: Executor | None = ...,
     tell: Tell | None = ...,
+    evaluate: Evaluate | None = ...,
 ) -> onnx.ModelProto: ...
 
 
@@ -69,6 +71,7 @@ def quantize(
     workers: int | None = ...,
     executor: Executor | None = ...,
     tell: Tell | None = ...,
+    evaluate: Evaluate | None = ...,
 ) -> Report: ...
 
 
@@ -85,6 +88,7 @@ def quantize(
     workers: int | None = None,
     executor: Executor | None = None,
     tell: Tell | None = None,
+    evaluate: Evaluate | None = None,
 ) -> Report | onnx.ModelProto:
     """Quantize by a recipe, or by the file of one.
 
@@ -98,6 +102,7 @@ def quantize(
     workers: run the samples in so many processes; the same bits. executor: any
         `concurrent.futures.Executor`, such as dask's `Client.get_executor()`, in their place.
     tell: called with a line of text: what the accuracy level will cost, and what it cost.
+    evaluate: for a recipe with `max_drop`: takes the path of a model, returns how good it is.
 
     Raises OptionError, ModelError, DataError, CalibrationError or OutputError; then nothing has
     been written.
@@ -119,6 +124,7 @@ def quantize(
             progress,
             Spread(workers, executor),
             tell,
+            evaluate,
         )
     )
 
@@ -222,6 +228,11 @@ def quantize_static(
     method: str = ...,
     percentile: float = ...,
     accuracy: Accuracy = ...,
+    mixed_precision: bool = ...,
+    target_sqnr: float | None = ...,
+    target_agreement: float | None = ...,
+    evaluate: Evaluate | str | None = ...,
+    max_drop: float | None = ...,
     target: str | None = ...,
     isa: str | None = ...,
     granularity: Granularity = ...,
@@ -256,6 +267,11 @@ def quantize_static(
     method: str = ...,
     percentile: float = ...,
     accuracy: Accuracy = ...,
+    mixed_precision: bool = ...,
+    target_sqnr: float | None = ...,
+    target_agreement: float | None = ...,
+    evaluate: Evaluate | str | None = ...,
+    max_drop: float | None = ...,
     target: str | None = ...,
     isa: str | None = ...,
     granularity: Granularity = ...,
@@ -289,6 +305,11 @@ def quantize_static(
     method: str = DEFAULT_METHOD,
     percentile: float = 0.9999,
     accuracy: Accuracy = "fast",
+    mixed_precision: bool = True,
+    target_sqnr: float | None = None,
+    target_agreement: float | None = None,
+    evaluate: Evaluate | str | None = None,
+    max_drop: float | None = None,
     target: str | None = None,
     isa: str | None = None,
     granularity: Granularity = "channel",
@@ -321,6 +342,11 @@ def quantize_static(
     percentile: for `hist`, the share to cover (0.9999, or 99.99 percent).
     accuracy: what is done beyond ranges: `none`; `fast`, about as long as calibration; `balanced`;
         or `best`, minutes. Whatever makes the outputs worse is taken back; see `Report.ledger`.
+    mixed_precision: at `balanced` and `best`, leave a few nodes float where int8 costs most.
+    target_sqnr (dB), target_agreement (percent): leave as few nodes float as it takes for this, on
+        samples that nothing was fitted to; the report says which (`Report.mixed`).
+    evaluate, max_drop: the same for a number of your own: a function (or `module:function`) that
+        takes the path of a model, higher being better, and how far below float's it may be.
     target: one of onnxruntime-x86, onnxruntime-arm, openvino, tensorrt, paddle; None for
         onnxruntime on this machine's kind of processor.
     isa: avx2, avx512, vnni or arm: of the processor that will run a file for onnxruntime-x86; None
@@ -339,6 +365,11 @@ def quantize_static(
         method=method,
         percentile=percentile,
         accuracy=accuracy,
+        mixed_precision=mixed_precision,
+        target_sqnr=target_sqnr,
+        target_agreement=target_agreement,
+        evaluate=evaluate if isinstance(evaluate, str) else None,
+        max_drop=max_drop,
         target=target,
         isa=isa,
         granularity=granularity,
@@ -356,28 +387,21 @@ def quantize_static(
         exclude_ops=names("exclude_ops", exclude_ops),
         rules=tuple(rules),
     )
-    if output is None:
-        return quantize(
+    function = None if isinstance(evaluate, str) else evaluate
+    path = None if output is None else Path(output)
+    saved = None if report is None else Path(report)
+    return run(
+        Call(
             model,
-            None,
+            path,
             recipe,
             data,
-            statistics=statistics,
-            report=report,
+            statistics,
+            report=saved,
             progress=progress,
-            workers=workers,
-            executor=executor,
+            spread=Spread(workers, executor),
+            evaluate=function,
         )
-    return quantize(
-        model,
-        output,
-        recipe,
-        data,
-        statistics=statistics,
-        report=report,
-        progress=progress,
-        workers=workers,
-        executor=executor,
     )
 
 

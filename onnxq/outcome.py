@@ -16,6 +16,7 @@ from onnxq.calibration import Calibration
 from onnxq.data.samples import Samples, Subset
 from onnxq.data.split import Split
 from onnxq.improve import Ledger
+from onnxq.improve.mixed.stage import MixedReport
 from onnxq.model import SourceModel
 from onnxq.plans import Plan
 from onnxq.prepare import Prepared
@@ -51,17 +52,19 @@ class Data:
 class Made:
     """A plan, and how it came about. recipe: the one that gives the same plan again.
 
-    calibration, ledger: of static mode. data: None where statistics were given. tuning, verdict:
-    see `Report`.
+    prepared: the float network that the plan is for. calibration, ledger: of static mode. data:
+    None where statistics were given. tuning, verdict, mixed: see `Report`.
     """
 
     recipe: Recipe
+    prepared: Prepared
     plan: Plan
     calibration: Calibration | None = None
     data: Data | None = None
     tuning: Tuning | None = None
     verdict: Verdict | None = None
     ledger: Ledger | None = None
+    mixed: MixedReport | None = None
 
     @property
     def held_out(self) -> Data | None:
@@ -132,14 +135,13 @@ def _integer_io(source: SourceModel, plan: Plan) -> dict[str, dict[str, Any]]:
 def report_on(
     output: Path | None,
     source: SourceModel,
-    prepared: Prepared,
     made: Made,
     metadata: Mapping[str, Any],
     written: Written,
     clock: Clock,
 ) -> Report:
     """The figures and reasons of a result that is written. output: where, None for in memory."""
-    placement, recipe = made.plan.placement, made.recipe
+    prepared, placement, recipe = made.prepared, made.plan.placement, made.recipe
     verification = written.verification
     notes = notes_on(
         source, prepared, placement, recipe, output, metadata, verification, made.ledger
@@ -161,6 +163,7 @@ def report_on(
         tuning=made.tuning,
         saturation=made.verdict,
         ledger=made.ledger,
+        mixed=made.mixed,
         notes=(*notes, *(() if made.verdict is None else made.verdict.notes)),
         seconds=clock.laps,
     )

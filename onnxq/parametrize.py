@@ -24,6 +24,7 @@ from onnxq.numerics.quantize import (
     symmetric_params,
 )
 from onnxq.numerics.ranges import METHODS, RangeOptions
+from onnxq.numerics.statistics import TensorStatistics
 from onnxq.plans import (
     ActivationPlacement,
     Placement,
@@ -44,7 +45,7 @@ from onnxq.qtypes import (
     QuantSpec,
 )
 
-__all__ = ["check_finite", "parametrize", "refit_biases", "tensor_of"]
+__all__ = ["check_finite", "parametrize", "params_from_statistics", "refit_biases", "tensor_of"]
 
 THREADS = min(4, os.cpu_count() or 1)
 # The integer that the bias of a channel without weights becomes
@@ -188,12 +189,18 @@ def _unit_params(spec: QuantSpec) -> QuantParams:
 def _activation_params(
     activation: ActivationPlacement, calibration: Calibration | None
 ) -> QuantParams:
-    spec, options = activation.spec, activation.method
     if activation.unit_range:
-        return _unit_params(spec)
+        return _unit_params(activation.spec)
     if calibration is None:
         raise CalibrationError("activations need statistics: none were given")
-    stats = calibration.of(activation.owner)
+    return params_from_statistics(activation, calibration.of(activation.owner))
+
+
+def params_from_statistics(
+    activation: ActivationPlacement, stats: TensorStatistics | None
+) -> QuantParams:
+    """By the method that was chosen for the tensor; stats: None if it had no element."""
+    spec, options = activation.spec, activation.method
     if stats is None:
         return params_from_range(spec, 0.0, 0.0)
     low, high = METHODS[options.method](

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,9 @@ from onnxq.data.split import Split, samples_to_read, split
 from onnxq.errors import OptionError, OutputError
 from onnxq.files import check_apart, check_writable, write_atomically
 from onnxq.fingerprint import fingerprint
-from onnxq.improve import improve
+from onnxq.improve.mixed.goals import Evaluate, evaluation_function
+from onnxq.improve.mixed.stage import is_wanted
+from onnxq.improving import Task, improved
 from onnxq.lean import collector_paused
 from onnxq.model import ModelLike, SourceModel, load
 from onnxq.numerics.ranges import RANGES_ONLY
@@ -33,7 +35,7 @@ from onnxq.placement import place_static, place_weights, with_correction
 from onnxq.placement.existing import is_quantize
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared, prepare
-from onnxq.recipe import DynamicRecipe, Encoding, Recipe, StaticRecipe
+from onnxq.recipe import DynamicRecipe, Encoding, Recipe, Rule, StaticRecipe
 from onnxq.report import Report
 from onnxq.rewrite import fake_quantized, rewrite
 from onnxq.runtime import PROTOBUF_LIMIT, model_size
@@ -51,6 +53,7 @@ __all__ = [
     "Tell",
     "collect_statistics",
     "place",
+    "placer",
     "prepare_for",
     "run",
     "statistics_of",
@@ -78,6 +81,7 @@ class Call:
     progress: Progress | None = None
     spread: Spread = Spread()  # noqa: RUF009  # frozen
     tell: Tell | None = None
+    evaluate: Evaluate | None = None
 
 
 def run(call: Call) -> Report | onnx.ModelProto:
@@ -94,20 +98,20 @@ def run(call: Call) -> Report | onnx.ModelProto:
     else:
         placement = place(prepared, recipe)
         clock.lap("place")
-        made = Made(recipe, parametrize(prepared, placement))
+        made = Made(recipe, prepared, parametrize(prepared, placement))
         clock.lap("parametrize")
     # with nothing to write into it the model stays as it was given
     empty = made.plan.placement.is_empty
-    result = source.ir.clone() if empty else rewrite(prepared, made.plan)
+    result = source.ir.clone() if empty else rewrite(made.prepared, made.plan)
     metadata = metadata_for(source, made)
     result.metadata_props[METADATA_KEY] = json.dumps(metadata, sort_keys=True)
     clock.lap("rewrite")
     written = _write(result, source, call, metadata, made.held_out, clock)
     if call.test_model is not None:
-        test = source.ir.clone() if empty else fake_quantized(prepared, made.plan)
+        test = source.ir.clone() if empty else fake_quantized(made.prepared, made.plan)
         save(test, call.test_model, lambda p: check_result(p, source, {}, optimize=False))
         clock.lap("save")
-    report = report_on(call.output, source, prepared, made, metadata, written, clock)
+    report = report_on(call.output, source, made, metadata, written, clock)
     if call.report is not None:
         _write_report(report, call.report)
     return report if written.proto is None else written.proto
@@ -149,11 +153,40 @@ def _make_static(
     if recipe.isa is not None:
         plan, verdict = guard(prepared, samples, plan, recipe.isa)
         clock.lap("guard")
-    improved = improve(prepared, calibration, samples, plan, recipe.accuracy, tell=call.tell)
+    task = Task(
+        prepared,
+        calibration,
+        samples,
+        plan,
+        recipe,
+        lambda network: placer(network, recipe),
+        _evaluate(call, recipe),
+        call.tell,
+    )
+    found = improved(task)
     clock.lap("improve")
-    if verdict is not None and improved.plan is not plan:
-        verdict = verdict_of(prepared, improved.plan, verdict)
-    return Made(recipe, improved.plan, calibration, data, tuning, verdict, improved.ledger)
+    if verdict is not None and found.plan is not plan:
+        if found.prepared is not prepared:  # whose inputs were others
+            plain = parametrize(found.prepared, found.plan.placement, found.calibration)
+            verdict = guard(found.prepared, samples, plain, verdict.isa)[1]
+        verdict = verdict_of(found.prepared, found.plan, verdict)
+    return Made(
+        found.recipe,
+        found.prepared,
+        found.plan,
+        found.calibration,
+        data,
+        tuning,
+        verdict,
+        found.ledger,
+        found.mixed,
+    )
+
+
+def _evaluate(call: Call, recipe: StaticRecipe) -> Evaluate | None:
+    if call.evaluate is not None:
+        return call.evaluate
+    return None if recipe.evaluate is None else evaluation_function(recipe.evaluate)
 
 
 def _write(
@@ -221,13 +254,20 @@ def _calibrate(
         prepared,
         data.calibration,
         Request(
-            placement.owners,
+            _owners(placement, recipe),
             histograms=any(a.method.method not in RANGES_ONLY for a in placement.activations),
         ),
         batch_size=recipe.batch_size,
         spread=call.spread,
         progress=call.progress,
     )
+
+
+def _owners(placement: Placement, recipe: StaticRecipe) -> tuple[str, ...]:
+    """Whose ranges may be needed: with nodes left float, those that others had until then, too."""
+    if not is_wanted(recipe):
+        return placement.owners
+    return tuple(sorted({a.owner for a in placement.activations}))
 
 
 def _write_report(report: Report, path: Path) -> None:
@@ -253,6 +293,12 @@ def _check_data(
         data, statistics = recipe.data, recipe.statistics
     if (data is None) == (statistics is None):
         raise OptionError("static mode needs either data or statistics")
+    if call.evaluate is not None and recipe.max_drop is None:
+        raise OptionError("evaluate needs max_drop: how far its number may fall")
+    if recipe.max_drop is not None and call.evaluate is None and recipe.evaluate is None:
+        raise OptionError("max_drop is of an evaluation function: give one as evaluate")
+    if recipe.has_target and data is None:
+        raise OptionError("a target is measured on samples, and only statistics were given")
     return statistics, data
 
 
@@ -276,6 +322,15 @@ def place(prepared: Prepared, recipe: Recipe) -> Placement:
             target = dataclasses.replace(target, costs=None)
         placement = place_static(prepared, choices, target, integer_io=recipe.integer_io)
     return with_correction(placement) if recipe.weight_correction else placement
+
+
+def placer(prepared: Prepared, recipe: StaticRecipe) -> Callable[[Sequence[Rule]], Placement]:
+    """Places with rules after those of the recipe."""
+
+    def placed(rules: Sequence[Rule]) -> Placement:
+        return place(prepared, dataclasses.replace(recipe, rules=(*recipe.rules, *rules)))
+
+    return placed
 
 
 def _encoding(prepared: Prepared, recipe: DynamicRecipe) -> Encoding:

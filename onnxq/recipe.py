@@ -203,6 +203,7 @@ class StaticRecipe(_Common):
     symmetric: of activations; None for the target's own choice.
     tune_latency: time it in onnxruntime on this machine, and leave float what loses time. The
         report says which rules make the same choice without timing.
+    evaluate: MODULE:FUNCTION, in place of a function given to the call.
     data, statistics: paths, from where the command was run; a call's own `data` or `statistics`
         argument goes before them.
     """
@@ -215,6 +216,11 @@ class StaticRecipe(_Common):
     method: str = DEFAULT_METHOD
     percentile: float = 0.9999
     accuracy: Accuracy = "fast"
+    mixed_precision: bool = True
+    target_sqnr: float | None = None
+    target_agreement: float | None = None
+    evaluate: str | None = None
+    max_drop: float | None = None
     symmetric: bool | None = None
     integer_io: bool = False
     data: str | None = None
@@ -240,6 +246,7 @@ class StaticRecipe(_Common):
                 f"isa {self.isa} is for target {GUARDED_TARGET}, whose kernels are known; for "
                 f"{target.name} leave it out"
             )
+        self._check_goal()
         for name in ("samples", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -254,6 +261,27 @@ class StaticRecipe(_Common):
             )
         if self.bits > 8 and False in asked:
             raise OptionError("activations of 16 bits are symmetric: leave out symmetric = false")
+
+    def _check_goal(self) -> None:
+        if self.target_agreement is not None and not 0 < self.target_agreement <= 100:
+            raise OptionError(
+                f"target_agreement {self.target_agreement:g} is out of range: give percent, above "
+                "0 and up to 100"
+            )
+        if self.evaluate is not None and self.max_drop is None:
+            raise OptionError("evaluate needs max_drop: how far its number may fall")
+        if self.max_drop is not None and not self.max_drop >= 0:
+            raise OptionError(f"max_drop must be at least 0, got {self.max_drop:g}")
+        if self.has_target and not self.mixed_precision:
+            raise OptionError(
+                "a target is reached by leaving nodes float: leave out mixed_precision = false"
+            )
+
+    @property
+    def has_target(self) -> bool:
+        """Something has to hold, for which nodes may be left float."""
+        goals = (self.target_sqnr, self.target_agreement, self.max_drop)
+        return any(goal is not None for goal in goals)
 
     @property
     def method_options(self) -> MethodOptions:

@@ -11,6 +11,8 @@ from typing import Any
 
 from onnxq.data.split import Split
 from onnxq.improve.ledger import Ledger
+from onnxq.improve.mixed.stage import MixedReport
+from onnxq.measure.comparison import finite
 from onnxq.measure.macs import IntegerShare, integer_share
 from onnxq.model import SourceModel, initializers
 from onnxq.plans import Placement, Plan, Skip
@@ -87,6 +89,7 @@ class Report:
     tuning: what was timed and chosen with `tune_latency`; None without it.
     saturation: on which processors the file is exact; None where that is no question.
     ledger: what the accuracy level tried, and what of it was kept; None in dynamic mode.
+    mixed: what was left float for which target; None if there was neither need nor target.
     skips: everything that stayed float, with the reason.
     notes: what the caller should know: how to load the file, what was raised or chosen.
     seconds: by stage.
@@ -108,6 +111,7 @@ class Report:
     tuning: Tuning | None = None
     saturation: Verdict | None = None
     ledger: Ledger | None = None
+    mixed: MixedReport | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -117,8 +121,6 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        from onnxq.measure.comparison import finite
-
         return {
             "mode": self.mode,
             "model": self.model,
@@ -138,6 +140,7 @@ class Report:
             "tuning": None if self.tuning is None else self.tuning.to_dict(),
             "saturation": None if self.saturation is None else self.saturation.to_dict(),
             "improvement": None if self.ledger is None else self.ledger.to_dict(),
+            "mixed_precision": None if self.mixed is None else self.mixed.to_dict(),
             "skipped": [dataclasses.asdict(skip) for skip in self.skips],
             "notes": list(self.notes),
             "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},

@@ -192,8 +192,10 @@ def verdict_of(prepared: Prepared, plan: Plan, known: Verdict) -> Verdict:
 
 def _with_possible(prepared: Prepared, plan: Plan, verdict: Verdict) -> Verdict:
     products = list(_products(prepared, plan))
+    nodes = {p.node for p in products}  # one that is float by now is not among them
+    raised = tuple(layer for layer in verdict.raised if layer.node in nodes)
     possible = tuple(p.node for p in products if _can_saturate(prepared, plan, p))
-    return dataclasses.replace(verdict, layers=len(products), possible=possible)
+    return dataclasses.replace(verdict, layers=len(products), raised=raised, possible=possible)
 
 
 def _products(prepared: Prepared, plan: Plan) -> Iterator[_Product]:

@@ -33,11 +33,13 @@ RECIPE = StaticRecipe(target="onnxruntime-x86").effective()
 
 
 @contextmanager
-def context_of(model: object, feeds: list[Feed]) -> Iterator[Context]:
+def context_of(
+    model: object, feeds: list[Feed], recipe: StaticRecipe = RECIPE
+) -> Iterator[Context]:
     source = load(model)  # type: ignore[arg-type]  # whatever load takes
-    prepared = prepare_for(source, RECIPE)
+    prepared = prepare_for(source, recipe)
     calibration = onnxq.calibrate(model, feeds)  # type: ignore[arg-type]  # as above
-    plan = parametrize(prepared, place(prepared, RECIPE), calibration)
+    plan = parametrize(prepared, place(prepared, recipe), calibration)
     opened = open_samples(feeds, input_specs(prepared.ir))
     chosen = chosen_samples(len(feeds), 16, 8)
     with Context(prepared, calibration, opened, plan, Ledger("fast"), chosen) as context:

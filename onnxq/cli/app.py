@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from onnxq import __version__
-from onnxq.cli import looking, quantizing
+from onnxq.cli import analyzing, looking, quantizing
 from onnxq.cli.converting import add_commands
 from onnxq.cli.options import Json
 from onnxq.cli.terminal import console, print_json
@@ -33,6 +33,7 @@ for command in (
     quantizing.static,
     quantizing.calibrate,
     quantizing.recipe,
+    analyzing.analyze,
     looking.compare,
     looking.benchmark,
 ):

@@ -96,6 +96,7 @@ class ChannelOrder(StrEnum):
 
 
 IMAGES, NODES, RANGES = "Images", "Which nodes", "Ranges and samples"
+MIXED = "Mixed precision: nodes are left float"
 
 Model = Annotated[Path, typer.Argument(help="The float ONNX model.", show_default=False)]
 Output = Annotated[
@@ -124,6 +125,10 @@ def _node_option(flag: str, metavar: str, text: str) -> Any:
 
 def _image_option(flag: str, metavar: str | None, text: str) -> Any:
     return typer.Option(flag, metavar=metavar, help=text, rich_help_panel=IMAGES)
+
+
+def _mixed_option(flag: str, metavar: str, text: str) -> Any:
+    return typer.Option(flag, metavar=metavar, help=text, rich_help_panel=MIXED)
 
 
 def _common(
@@ -271,6 +276,30 @@ def static_options(
             "none; fast (default), about as long as calibration; balanced; best, minutes."
         ),
     ] = None,
+    mixed_precision: Annotated[
+        bool | None,
+        typer.Option(
+            "--mixed-precision/--no-mixed-precision",
+            help="At balanced and best: leave nodes float where int8 costs most; default yes.",
+            rich_help_panel=MIXED,
+        ),
+    ] = None,
+    target_sqnr: Annotated[
+        float | None, _mixed_option("--target-sqnr", "DB", "Until the outputs have this SQNR.")
+    ] = None,
+    target_agreement: Annotated[
+        float | None,
+        _mixed_option("--target-agreement", "PERCENT", "Until so many have the same top class."),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        _mixed_option(
+            "--evaluate", "MODULE:FUNCTION", "Takes a model's path, returns how good it is."
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None, _mixed_option("--max-drop", "X", "What --evaluate may lose against float.")
+    ] = None,
     target: Annotated[
         TargetName | None,
         typer.Option(help="The runtime; default: onnxruntime on this kind of processor."),
@@ -313,6 +342,11 @@ def static_options(
         "method": method,
         "percentile": percentile,
         "accuracy": accuracy,
+        "mixed_precision": mixed_precision,
+        "target_sqnr": target_sqnr,
+        "target_agreement": target_agreement,
+        "evaluate": evaluate,
+        "max_drop": max_drop,
         "target": target,
         "isa": isa,
         "symmetric": symmetric,

@@ -42,6 +42,8 @@ def print_report(report: Report, *, as_json: bool, explain: bool = False) -> Non
     if report.tuning is not None:
         print_tuning(report.tuning)
     _print_skips(report)
+    if report.mixed is not None:
+        console.print(escape(str(report.mixed)))
     if report.verification is not None:
         held = "held-out samples" if report.verification.independent else "sample"
         console.print(f"verified on {report.verification.samples} {held}:")

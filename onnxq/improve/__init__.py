@@ -8,6 +8,10 @@ reference.py  the float network's outputs and means
 judge.py      the error of a plan, on samples that nothing was fitted to, with its standard error
 ledger.py     what each pass tried, and whether it was kept
 bias.py       sequential bias correction
+rescaling.py  where channels can be divided by s and multiplied again: links, and another network
+observed.py   what the channels of links hold
+offering.py   rescaled networks as candidates: all links, halves and quarters of them
+smoothquant.py, equalization.py  how s is chosen
 
 How to write a pass: one module with a function `(context, plan) -> None`, and a row in
 `levels.PASSES`. It makes candidates from the plan (`dataclasses.replace`: other `params`, `biases`,
@@ -16,8 +20,11 @@ or `updates` with corrected values or chosen integers) and hands each to
     context.offer("name of the pass", "node or None", candidate, "what was changed")
 
 which measures it (`context.judge.errors`, or pass errors that were measured already), keeps it as
-`context.best` if it gains more than the standard error, and writes the ledger. What is not tried is
-noted with `context.ledger.skip(pass, why, node)`. To calculate something of a layer, walk along:
+`context.best` if it gains more than the standard error, and writes the ledger. A pass that changes
+the float network itself comes before all others, and hands it to `context.offer_network`. What is
+not tried is noted with `context.ledger.skip(pass, why, node)`.
+
+To calculate something of a layer, walk along:
 
     frontier = context.fit                            # samples to fit to, before the first part
     for part in context.emulated.parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from onnxq.calibration import Calibration
@@ -14,12 +14,17 @@ from onnxq.improve.frontier import Batch, Frontier
 from onnxq.improve.judge import Errors, Judge
 from onnxq.improve.ledger import Entry, Ledger
 from onnxq.improve.reference import BATCH, MOST_HELD, FloatNetwork, batches_of, read
-from onnxq.plans import Plan
+from onnxq.parametrize import parametrize
+from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Float64Array
 from onnxq.runtime import Feed
 
-__all__ = ["Context", "chosen_samples"]
+__all__ = ["Context", "Remake", "chosen_samples"]
+
+SURE = 2.0
+# The plan of a float network, before any pass
+Remake = Callable[[Prepared, Placement, Calibration], Plan]
 
 
 def chosen_samples(count: int, fit: int, judge: int) -> tuple[list[int], list[int]]:
@@ -47,6 +52,10 @@ class Context:
     means: tensor -> float64 [samples, channels]: means of each weighted node's output in the float
         network, for the samples of `fit`.
     judge: measures plans on other samples.
+    prepared, calibration: of the float network that the plan is for: the user's, or one that gives
+        the same outputs (`offer_network`). samples: all that calibrated.
+    reference, judged: what the float network gives for the samples of `fit`, and of the judge.
+    remake: makes the plan of another float network.
     ledger: what every pass has to write down. best, errors: the best plan so far, and its errors.
     """
 
@@ -58,9 +67,12 @@ class Context:
         plan: Plan,
         ledger: Ledger,
         chosen: tuple[list[int], list[int]],
+        remake: Remake = parametrize,
     ) -> None:
+        self._remake = remake
         self.prepared, self.calibration, self.ledger = prepared, calibration, ledger
-        self.best = plan
+        self.samples = samples
+        self.best = self._base = plan
         self.emulated = Emulated(prepared, plan.placement)
         self._stack = contextlib.ExitStack()
         network = FloatNetwork(prepared, self.emulated.weighted, self._stack)
@@ -70,8 +82,10 @@ class Context:
         fitting, judging = (
             batches_of(network, prepared, read(samples, indices), BATCH) for indices in (fit, judge)
         )
-        self._reference = network(fitting, means=True)
-        self.judge = Judge(self.emulated, network(judging, means=False))
+        self.reference = network(fitting, means=True)
+        self.judged = network(judging, means=False)
+        self.judge = Judge(self.emulated, self.judged)
+        self._means: Mapping[str, Float64Array] | None = self.reference.means
         self.fit = Frontier(self.emulated, 0, fitting)
         started = time.perf_counter()
         self.errors = self.judge.errors(plan)
@@ -88,7 +102,11 @@ class Context:
 
     @property
     def means(self) -> Mapping[str, Float64Array]:
-        return self._reference.means
+        if self._means is None:  # the float network is another one by now
+            with contextlib.ExitStack() as stack:
+                network = FloatNetwork(self.prepared, self.emulated.weighted, stack)
+                self._means = network(self.fit.batches, means=True).means
+        return self._means
 
     def offer(
         self, step: str, node: str | None, candidate: Plan, why: str, errors: Errors | None = None
@@ -98,12 +116,47 @@ class Context:
         why: what the change is. errors: of the candidate, where the pass has measured them.
         """
         found = self.judge.errors(candidate) if errors is None else errors
+        kept = self._decide(step, node, found, why)
+        if kept:
+            self.best = candidate
+        return kept
+
+    @property
+    def untouched(self) -> bool:
+        """No pass has changed the plan yet: it is what `parametrize` makes of the statistics."""
+        return self.best is self._base
+
+    def offer_network(
+        self, step: str, node: str | None, prepared: Prepared, calibration: Calibration, why: str
+    ) -> bool:
+        """As `offer`, for another float network of the same nodes that gives the same outputs.
+
+        calibration: the statistics of that network. The plan starts anew from them, so that this is
+        for passes that come before all others. The gain has to be more than `SURE` standard errors:
+        of the many such candidates that a pass has, some gain one by chance.
+        """
+        plan = self._remake(prepared, self.best.placement, calibration)
+        emulated = Emulated(prepared, plan.placement)
+        judge = Judge(emulated, self.judged)  # by the outputs of the user's own network
+        kept = self._decide(step, node, judge.errors(plan), why, SURE)
+        if kept:
+            self.prepared, self.calibration = prepared, calibration
+            self.best = self._base = plan
+            self.emulated, self.judge = emulated, judge
+            self.fit = Frontier(emulated, 0, self.fit.batches)
+            self._means = None
+        return kept
+
+    def _decide(
+        self, step: str, node: str | None, found: Errors, why: str, sure: float = 1.0
+    ) -> bool:
+        """Whether it is better than the best; written down."""
         gain, error = found.gain_over(self.errors)
-        kept = gain > error
+        kept = gain > sure * error
         verdict = f"gain {gain:.2f} dB, standard error {error:.2f} dB"
         before = self.errors.sqnr
         if kept:
-            self.best, self.errors = candidate, found
+            self.errors = found
         self.ledger.add(Entry(step, node, before, found.sqnr, kept, f"{why}: {verdict}"))
         return kept
 

@@ -309,7 +309,10 @@ class Emulated:
             return means
         weight = constants[self._read_by(node, 1)]
         means = means @ weight.reshape(weight.shape[:2]).T
-        return means + constants[self._read_by(node, 2)] if len(node.inputs) > 2 else means
+        if len(node.inputs) < 3 or node.inputs[2] is None:
+            return means
+        bias = self._read_by(node, 2)  # among the constants if it is quantized
+        return means + (constants[bias] if bias in constants else self._tensor(bias).numpy())
 
     def _read_by(self, node: ir.Node, index: int) -> str:
         """The name of the part's input that stands for input `index` of its weighted node."""

@@ -78,6 +78,13 @@ class Ledger:
         """Note what was not tried."""
         self.add(Entry(step, node, None, None, kept=False, why=why))
 
+    def extend(self, later: Ledger) -> None:
+        """Take over what was tried later."""
+        self.entries += later.entries
+        self.interrupted |= later.interrupted
+        for step, seconds in later.seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+
     @property
     def kept(self) -> list[str]:
         """Names of the passes that changed something, in order."""

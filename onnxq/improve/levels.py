@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from onnxq.calibration import Calibration
 from onnxq.data.samples import Samples
-from onnxq.improve import bias
-from onnxq.improve.context import Context, chosen_samples
+from onnxq.improve import bias, equalization, smoothquant
+from onnxq.improve.context import Context, Remake, chosen_samples
 from onnxq.improve.emulated import float_outputs
 from onnxq.improve.ledger import Ledger
+from onnxq.parametrize import parametrize
 from onnxq.plans import Plan
 from onnxq.prepare import Prepared
 from onnxq.recipe import Accuracy
@@ -48,22 +49,28 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Improved:
-    """The best plan, and how it was found."""
+    """The best plan, the float network that it is for and its statistics, and how it was found."""
 
+    prepared: Prepared
+    calibration: Calibration
     plan: Plan
     ledger: Ledger
 
 
 PASSES: Mapping[str, Pass] = {
     p.name: p
-    for p in (Pass(bias.NAME, bias.correct_biases, lambda c: 2 * c.ledger.fit + c.ledger.judge),)
+    for p in (
+        Pass(smoothquant.NAME, smoothquant.smooth, smoothquant.cost),
+        Pass(equalization.NAME, equalization.equalize, equalization.cost),
+        Pass(bias.NAME, bias.correct_biases, lambda c: 2 * c.ledger.fit + c.ledger.judge),
+    )
 }
 
 LEVELS: Mapping[Accuracy, Level] = {
     "none": Level((), 0, 0),
     "fast": Level((bias.NAME,), 48, 24),
-    "balanced": Level((bias.NAME,), 96, 48),
-    "best": Level((bias.NAME,), 128, 64),
+    "balanced": Level((smoothquant.NAME, bias.NAME), 96, 48),
+    "best": Level((smoothquant.NAME, equalization.NAME, bias.NAME), 128, 64),
 }
 
 
@@ -75,6 +82,7 @@ def improve(
     level: Accuracy,
     *,
     extra: Sequence[str] = (),
+    remake: Remake = parametrize,
     tell: Callable[[str], None] | None = None,
 ) -> Improved:
     """The best plan that the passes of a level find; the given one if none is better.
@@ -82,6 +90,7 @@ def improve(
     samples: those that calibrated; None if only statistics were given. Some are fitted to, and
         others judge.
     extra: names of passes to run besides those of the level.
+    remake: makes the plan of a float network that a pass has changed.
     tell: takes a line on what this will cost, and one on what it did.
 
     Ctrl-C ends it early, with the best plan until then.
@@ -90,7 +99,7 @@ def improve(
     names = list(dict.fromkeys([*chosen.passes, *extra]))
     ledger = Ledger(level)
     if not names or not plan.placement.activations:
-        return Improved(plan, ledger)
+        return Improved(prepared, calibration, plan, ledger)
     count = 0 if samples is None else len(samples)
     sizes = (
         (chosen.fit, chosen.judge) if chosen.passes else (LEVELS["fast"].fit, LEVELS["fast"].judge)
@@ -101,11 +110,11 @@ def improve(
     if samples is None or why is not None:
         for name in names:
             ledger.skip(name, NO_SAMPLES if samples is None or why is None else why)
-        return Improved(plan, ledger)
+        return Improved(prepared, calibration, plan, ledger)
     started = time.perf_counter()
     best = plan
     try:
-        with Context(prepared, calibration, samples, plan, ledger, parts) as context:
+        with Context(prepared, calibration, samples, plan, ledger, parts, remake) as context:
             ledger.seconds["setup"] = time.perf_counter() - started
             costs = sum(PASSES[name].cost(context) for name in names) * context.seconds_a_sample
             ledger.estimate = costs
@@ -116,6 +125,7 @@ def improve(
                     _run(PASSES[name], context)
             except KeyboardInterrupt:
                 ledger.interrupted = True
+            prepared, calibration = context.prepared, context.calibration
             best = context.best
     except KeyboardInterrupt:  # before there was anything to improve on
         ledger.interrupted = True
@@ -123,7 +133,7 @@ def improve(
         ledger.skip("improve", f"onnxruntime cannot run the network in parts: {error}")
     if tell is not None:
         tell(f"accuracy {level}: took {time.perf_counter() - started:.1f} s; {ledger.summary()}")
-    return Improved(best, ledger)
+    return Improved(prepared, calibration, best, ledger)
 
 
 def _run(step: Pass, context: Context) -> None:
