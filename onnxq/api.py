@@ -222,6 +222,7 @@ def quantize_static(
     method: str = ...,
     percentile: float = ...,
     accuracy: Accuracy = ...,
+    passes: Sequence[str] = ...,
     target: str | None = ...,
     granularity: Granularity = ...,
     weight_correction: bool = ...,
@@ -254,6 +255,7 @@ def quantize_static(
     method: str = ...,
     percentile: float = ...,
     accuracy: Accuracy = ...,
+    passes: Sequence[str] = ...,
     target: str | None = ...,
     granularity: Granularity = ...,
     weight_correction: bool = ...,
@@ -285,6 +287,7 @@ def quantize_static(
     method: str = DEFAULT_METHOD,
     percentile: float = 0.9999,
     accuracy: Accuracy = "fast",
+    passes: Sequence[str] = (),
     target: str | None = None,
     granularity: Granularity = "channel",
     weight_correction: bool = False,
@@ -315,6 +318,7 @@ def quantize_static(
     percentile: for `hist`, the share to cover (0.9999, or 99.99 percent).
     accuracy: what is done beyond ranges: `none`; `fast`, about as long as calibration; `balanced`;
         or `best`, minutes. Whatever makes the outputs worse is taken back; see `Report.ledger`.
+    passes: names of passes besides those of the level: bias_correction, rounding, adaround.
     target: one of onnxruntime-x86, onnxruntime-arm, openvino, tensorrt, paddle; None for
         onnxruntime on this machine's kind of processor.
     granularity, weight_correction: of weights.
@@ -329,6 +333,7 @@ def quantize_static(
         method=method,
         percentile=percentile,
         accuracy=accuracy,
+        passes=names("passes", passes),
         target=target,
         granularity=granularity,
         weight_correction=weight_correction,

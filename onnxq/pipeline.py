@@ -120,7 +120,15 @@ def run(call: Call) -> Report | onnx.ModelProto:
     ledger = None
     if isinstance(recipe, StaticRecipe) and calibration is not None:
         samples = data.calibration if data else None
-        improved = improve(prepared, calibration, samples, plan, recipe.accuracy, tell=call.tell)
+        improved = improve(
+            prepared,
+            calibration,
+            samples,
+            plan,
+            recipe.accuracy,
+            extra=recipe.passes,
+            tell=call.tell,
+        )
         plan, ledger = improved.plan, improved.ledger
         clock.lap("improve")
     # with nothing to write into it the model stays as it was given

@@ -51,6 +51,8 @@ BITS = (8, 16)
 GRANULARITIES = ("channel", "tensor")
 ENCODINGS = ("qdq", "fold")
 ACCURACIES = ("none", "fast", "balanced", "best")
+# Passes that can be asked for by name; improve/levels.py has them
+PASSES = ("bias_correction", "rounding", "adaround")
 # What a rule may set in each mode; the rest means nothing there
 STATIC_ONLY = ("method", "percentile")
 
@@ -207,6 +209,7 @@ class StaticRecipe(_Common):
     method: str = DEFAULT_METHOD
     percentile: float = 0.9999
     accuracy: Accuracy = "fast"
+    passes: tuple[str, ...] = ()
     symmetric: bool | None = None
     integer_io: bool = False
     data: str | None = None
@@ -221,6 +224,8 @@ class StaticRecipe(_Common):
         MethodOptions(self.method, self.percentile)
         check_choice("bits", self.bits, BITS)
         check_choice("accuracy", self.accuracy, ACCURACIES)
+        for name in self.passes:
+            check_choice("passes", name, PASSES)
         if self.bits > 8 and "KL" in (self.method, *(rule.method for rule in self.rules)):
             raise OptionError("KL degenerates above 8 bits: choose another method")
         target = target_of(self.target)

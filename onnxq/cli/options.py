@@ -66,6 +66,10 @@ class AccuracyLevel(StrEnum):
     NONE, FAST, BALANCED, BEST = "none", "fast", "balanced", "best"
 
 
+class PassName(StrEnum):
+    BIAS_CORRECTION, ROUNDING, ADAROUND = "bias_correction", "rounding", "adaround"
+
+
 class TargetName(StrEnum):
     X86, ARM = "onnxruntime-x86", "onnxruntime-arm"
     OPENVINO, TENSORRT, PADDLE = "openvino", "tensorrt", "paddle"
@@ -267,6 +271,12 @@ def static_options(
             "none; fast (default), about as long as calibration; balanced; best, minutes."
         ),
     ] = None,
+    passes: Annotated[
+        list[PassName] | None,
+        typer.Option(
+            "--pass", help="An accuracy pass besides those of the level; may be repeated."
+        ),
+    ] = None,
     target: Annotated[
         TargetName | None,
         typer.Option(help="The runtime; default: onnxruntime on this kind of processor."),
@@ -298,6 +308,7 @@ def static_options(
         "method": method,
         "percentile": percentile,
         "accuracy": accuracy,
+        "passes": [name.value for name in passes] if passes else None,
         "target": target,
         "symmetric": symmetric,
         "integer_io": integer_io,

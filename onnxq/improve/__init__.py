@@ -8,6 +8,8 @@ reference.py  the float network's outputs and means
 judge.py      the error of a plan, on samples that nothing was fitted to, with its standard error
 ledger.py     what each pass tried, and whether it was kept
 bias.py       sequential bias correction
+layer.py      a weighted node as a matrix, and the patches of its input
+rounding.py   weights rounded by what it does to the layer's output; AdaRound
 
 How to write a pass: one module with a function `(context, plan) -> None`, and a row in
 `levels.PASSES`. It makes candidates from the plan (`dataclasses.replace`: other `params`, `biases`,
@@ -22,7 +24,7 @@ noted with `context.ledger.skip(pass, why, node)`. To calculate something of a l
     frontier = context.fit                            # samples to fit to, before the first part
     for part in context.emulated.parts:
         if part.weighted is not None:                 # the Conv, Gemm or MatMul it begins with
-            x = frontier.inputs(plan)                 # what it reads, as quantized before it
+            inputs = frontier.inputs(plan)            # what it reads, as quantized before it
         frontier = frontier.advance(plan)             # with whatever the plan says by now
 
 `context.judge.errors(candidate, frontier)` runs only the rest of the network, from a frontier of

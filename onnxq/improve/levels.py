@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnxq.calibration import Calibration
 from onnxq.data.samples import Samples
-from onnxq.improve import bias
+from onnxq.improve import bias, rounding
 from onnxq.improve.context import Context, chosen_samples
 from onnxq.improve.emulated import float_outputs
 from onnxq.improve.ledger import Ledger
@@ -56,14 +56,23 @@ class Improved:
 
 PASSES: Mapping[str, Pass] = {
     p.name: p
-    for p in (Pass(bias.NAME, bias.correct_biases, lambda c: 2 * c.ledger.fit + c.ledger.judge),)
+    for p in (
+        Pass(bias.NAME, bias.correct_biases, lambda c: 2 * c.ledger.fit + c.ledger.judge),
+        # the moments and the search take about as long again as four walks through the network
+        Pass(rounding.NAME, rounding.round_weights, lambda c: 6 * (c.ledger.fit + c.ledger.judge)),
+        Pass(
+            rounding.ADAROUND,
+            rounding.adaround_weights,
+            lambda c: 12 * (c.ledger.fit + c.ledger.judge),
+        ),
+    )
 }
 
 LEVELS: Mapping[Accuracy, Level] = {
     "none": Level((), 0, 0),
-    "fast": Level((bias.NAME,), 48, 24),
-    "balanced": Level((bias.NAME,), 96, 48),
-    "best": Level((bias.NAME,), 128, 64),
+    "fast": Level((bias.NAME,), 24, 16),
+    "balanced": Level((bias.NAME, rounding.NAME), 96, 48),
+    "best": Level((bias.NAME, rounding.NAME, rounding.ADAROUND), 128, 64),
 }
 
 
