@@ -233,6 +233,7 @@ def quantize_static(
     target_agreement: float | None = ...,
     evaluate: Evaluate | str | None = ...,
     max_drop: float | None = ...,
+    passes: Sequence[str] = ...,
     target: str | None = ...,
     isa: str | None = ...,
     granularity: Granularity = ...,
@@ -272,6 +273,7 @@ def quantize_static(
     target_agreement: float | None = ...,
     evaluate: Evaluate | str | None = ...,
     max_drop: float | None = ...,
+    passes: Sequence[str] = ...,
     target: str | None = ...,
     isa: str | None = ...,
     granularity: Granularity = ...,
@@ -310,6 +312,7 @@ def quantize_static(
     target_agreement: float | None = None,
     evaluate: Evaluate | str | None = None,
     max_drop: float | None = None,
+    passes: Sequence[str] = (),
     target: str | None = None,
     isa: str | None = None,
     granularity: Granularity = "channel",
@@ -347,6 +350,7 @@ def quantize_static(
         samples that nothing was fitted to; the report says which (`Report.mixed`).
     evaluate, max_drop: the same for a number of your own: a function (or `module:function`) that
         takes the path of a model, higher being better, and how far below float's it may be.
+    passes: names of passes besides those of the level: bias_correction, rounding, adaround.
     target: one of onnxruntime-x86, onnxruntime-arm, openvino, tensorrt, paddle; None for
         onnxruntime on this machine's kind of processor.
     isa: avx2, avx512, vnni or arm: of the processor that will run a file for onnxruntime-x86; None
@@ -370,6 +374,7 @@ def quantize_static(
         target_agreement=target_agreement,
         evaluate=evaluate if isinstance(evaluate, str) else None,
         max_drop=max_drop,
+        passes=names("passes", passes),
         target=target,
         isa=isa,
         granularity=granularity,

@@ -98,6 +98,7 @@ def _passes(task: Task) -> Improved:
         task.samples,
         task.plan,
         task.recipe.accuracy,
+        extra=task.recipe.passes,
         remake=_remake(task),
         tell=task.tell,
     )

@@ -54,6 +54,8 @@ ENCODINGS = ("qdq", "fold")
 # The one target of whose kernels is known what they do on which instruction set
 GUARDED_TARGET = "onnxruntime-x86"
 ACCURACIES = ("none", "fast", "balanced", "best")
+# Passes that can be asked for by name; improve/levels.py has them
+PASSES = ("bias_correction", "rounding", "adaround")
 # What a rule may set in each mode; the rest means nothing there
 STATIC_ONLY = ("method", "percentile")
 
@@ -221,6 +223,7 @@ class StaticRecipe(_Common):
     target_agreement: float | None = None
     evaluate: str | None = None
     max_drop: float | None = None
+    passes: tuple[str, ...] = ()
     symmetric: bool | None = None
     integer_io: bool = False
     data: str | None = None
@@ -236,6 +239,8 @@ class StaticRecipe(_Common):
         MethodOptions(self.method, self.percentile)
         check_choice("bits", self.bits, BITS)
         check_choice("accuracy", self.accuracy, ACCURACIES)
+        for name in self.passes:
+            check_choice("passes", name, PASSES)
         if self.bits > 8 and "KL" in (self.method, *(rule.method for rule in self.rules)):
             raise OptionError("KL degenerates above 8 bits: choose another method")
         target = target_of(self.target)

@@ -224,6 +224,8 @@ def notes_on(
             f"{name!r} is {params.dtype}: real value = "
             f"(integer - {params.zero_point}) * {params.scale:.9g}"
         )
+    if ledger is not None and ledger.not_run:
+        found.append("not done: " + "; ".join(f"{e.step}: {e.why}" for e in ledger.not_run))
     if ledger is not None and ledger.interrupted:
         found.append(
             f"stopped before accuracy {ledger.level} was through: this is the best until then"

@@ -98,6 +98,12 @@ class _Rewriter:
     def run(self) -> None:
         for name in self.plan.placement.guarded:
             self._guard(self.nodes[name])
+        placed = {weight.tensor for weight in self.plan.placement.weights}
+        placed.update(bias.tensor for bias in self.plan.placement.biases)
+        for name, update in self.plan.updates.items():
+            value = self.graph.initializers.get(name) if name not in placed else None
+            if value is not None and update.values is not None:  # a bias that stays float
+                value.const_value = ir.tensor(update.values, name=name)
         for weight in self.plan.placement.weights:
             self._weight(weight)
         for bias in self.plan.placement.biases:

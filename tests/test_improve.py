@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 import onnxq
+from onnxq import recipe
 from onnxq.data.samples import input_specs, open_samples
 from onnxq.demo import DIGITS, digits_data
 from onnxq.improve import LEVELS, PASSES, Ledger, bias, levels
@@ -231,8 +232,8 @@ def quantized(
     said: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "o.onnx")
-        recipe = StaticRecipe(target="onnxruntime-x86", verify=False)
-        report = onnxq.quantize(DIGITS, path, recipe, digits_data()[0][:40], tell=said.append)
+        asked = StaticRecipe(target="onnxruntime-x86", verify=False)
+        report = onnxq.quantize(DIGITS, path, asked, digits_data()[0][:40], tell=said.append)
         return report, onnx.load(path), said
 
 
@@ -282,6 +283,27 @@ def test_without_samples_the_ledger_says_what_was_not_tried(tmp_path: Path) -> N
         ["bias_correction: not kept: it needs at least 4 samples to calibrate with, there are 3"],
         [],
     ]
+
+
+def test_passes_can_be_asked_for_by_name() -> None:
+    assert set(recipe.PASSES) == set(PASSES)
+    assert set(recipe.ACCURACIES) == set(LEVELS)
+    asked = StaticRecipe(accuracy="none", passes=("bias_correction",))
+    assert asked.passes == ("bias_correction",)
+    with pytest.raises(onnxq.OptionError, match="passes must be one of bias_correction"):
+        StaticRecipe(passes=("rouding",))
+
+
+def test_a_float_bias_is_corrected_too() -> None:
+    # TensorRT takes biases in float
+    model, feeds = shifted_network()
+    found = []
+    levels_here: tuple[Accuracy, ...] = ("none", "fast")
+    for level in levels_here:
+        recipe_of = StaticRecipe(target="tensorrt", accuracy=level, verify=False)
+        written = onnxq.quantize(model, None, recipe_of, feeds)
+        found.append(abs(np.mean([run(written, f)[0] - run(model, f)[0] for f in feeds])))
+    assert found[1] < found[0] / 3
 
 
 def test_same_samples_same_bytes() -> None:

@@ -66,6 +66,10 @@ class AccuracyLevel(StrEnum):
     NONE, FAST, BALANCED, BEST = "none", "fast", "balanced", "best"
 
 
+class PassName(StrEnum):
+    BIAS_CORRECTION, ROUNDING, ADAROUND = "bias_correction", "rounding", "adaround"
+
+
 class TargetName(StrEnum):
     X86, ARM = "onnxruntime-x86", "onnxruntime-arm"
     OPENVINO, TENSORRT, PADDLE = "openvino", "tensorrt", "paddle"
@@ -300,6 +304,12 @@ def static_options(
     max_drop: Annotated[
         float | None, _mixed_option("--max-drop", "X", "What --evaluate may lose against float.")
     ] = None,
+    passes: Annotated[
+        list[PassName] | None,
+        typer.Option(
+            "--pass", help="An accuracy pass besides those of the level; may be repeated."
+        ),
+    ] = None,
     target: Annotated[
         TargetName | None,
         typer.Option(help="The runtime; default: onnxruntime on this kind of processor."),
@@ -347,6 +357,7 @@ def static_options(
         "target_agreement": target_agreement,
         "evaluate": evaluate,
         "max_drop": max_drop,
+        "passes": [name.value for name in passes] if passes else None,
         "target": target,
         "isa": isa,
         "symmetric": symmetric,

@@ -12,6 +12,8 @@ rescaling.py  where channels can be divided by s and multiplied again: links, an
 observed.py   what the channels of links hold
 offering.py   rescaled networks as candidates: all links, halves and quarters of them
 smoothquant.py, equalization.py  how s is chosen
+layer.py      a weighted node as a matrix, and the patches of its input
+rounding.py   weights rounded by what it does to the layer's output; AdaRound
 
 How to write a pass: one module with a function `(context, plan) -> None`, and a row in
 `levels.PASSES`. It makes candidates from the plan (`dataclasses.replace`: other `params`, `biases`,
@@ -29,7 +31,7 @@ To calculate something of a layer, walk along:
     frontier = context.fit                            # samples to fit to, before the first part
     for part in context.emulated.parts:
         if part.weighted is not None:                 # the Conv, Gemm or MatMul it begins with
-            x = frontier.inputs(plan)                 # what it reads, as quantized before it
+            inputs = frontier.inputs(plan)            # what it reads, as quantized before it
         frontier = frontier.advance(plan)             # with whatever the plan says by now
 
 `context.judge.errors(candidate, frontier)` runs only the rest of the network, from a frontier of

@@ -22,6 +22,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from onnxq.model import constant
 from onnxq.numerics.quantize import dequantize, quantize
 from onnxq.plans import (
     ActivationPlacement,
@@ -132,6 +133,7 @@ class Emulated:
         self._rounded: dict[str, tuple[tuple[QuantParams, WeightUpdate | None], Array]] = {}
         self._kept = 0
         graph = prepared.ir.graph
+        self._initializers = {n for n, v in graph.initializers.items() if constant(v) is not None}
         values = [*graph.inputs, *(v for node in graph for v in node.outputs)]
         self._dtypes = {
             v.name: int(v.dtype) if v.dtype is not None else FLOAT for v in values if v.name
@@ -189,6 +191,12 @@ class Emulated:
         if bias is not None:
             key = f"{use.node}/onnxq_bias"
             self.parts[-1].constants[key] = Constant(functools.partial(self._bias, bias), FLOAT)
+            return key
+        if use.node in self.weighted and use.index == 2 and name in self._initializers:
+            key = f"{use.node}/onnxq_bias"
+            self.parts[-1].constants[key] = Constant(
+                functools.partial(self._float_bias, name), FLOAT
+            )
             return key
         weight = self._weights.get(name)
         if weight is not None and (weight.form != "kernel" or use in weight.uses):
@@ -320,16 +328,19 @@ class Emulated:
         proto = next(n for n in part.nodes if n.name == node.name)
         return str(proto.input[index])
 
-    def input_of(self, index: int, feed: Feed, plan: Plan) -> Array:
-        """What the weighted node that part `index` begins with reads, dequantized."""
+    def input_of(self, index: int, feed: Feed, plan: Plan) -> tuple[Array, QuantParams | None]:
+        """What the weighted node that part `index` begins with reads; of integers, what they mean.
+
+        As they are: most of the time only a part of them has to be dequantized.
+        """
         node = self.parts[index].weighted
         assert node is not None
         assert node.inputs[0] is not None
         name = node.inputs[0].name or ""
-        placed = self._uses.get(Use(node.name or "", 0))
-        if placed is None:
-            return feed[self._float_source(name)]
-        return dequantize(feed[quantized_name(name)], plan.activation_params(placed))
+        placed = self._uses.get(Use(node.name or "", 0)) or self._placed.get(name)
+        if placed is None or quantized_name(name) not in feed:
+            return feed[name], None
+        return feed[quantized_name(name)], plan.activation_params(placed)
 
     def live(self, index: int) -> frozenset[str]:
         """The tensors that part `index` and later ones, or the caller, need of earlier ones."""
@@ -362,6 +373,13 @@ class Emulated:
             values = update.values
         size = params.scale.size if params.axis is not None else values.size
         return dequantize(quantize(np.broadcast_to(values.reshape(-1), (size,)), params), params)
+
+    def _float_bias(self, name: str, plan: Plan) -> Array:
+        """A bias that the target wants in float."""
+        update = plan.updates.get(name)
+        if update is not None and update.values is not None:
+            return update.values
+        return np.asarray(self._tensor(name).numpy())
 
     def _tensor(self, name: str) -> ir.TensorProtocol:
         for graph in self.prepared.ir.graphs():

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxq.improve.emulated import Emulated
 from onnxq.plans import Plan
-from onnxq.qtypes import Array, Float64Array
+from onnxq.qtypes import Array, Float64Array, QuantParams
 from onnxq.runtime import Feed
 
 __all__ = ["Batch", "Frontier", "rows_of"]
@@ -61,8 +61,8 @@ class Frontier:
             ]
         )
 
-    def inputs(self, plan: Plan) -> list[Array]:
-        """What the next part's weighted node reads, dequantized, a batch: float32."""
+    def inputs(self, plan: Plan) -> list[tuple[Array, QuantParams | None]]:
+        """What the next part's weighted node reads, a batch; of integers, what they mean."""
         return [self.emulated.input_of(self.position, b.tensors, plan) for b in self.batches]
 
     def outputs(self, plan: Plan) -> list[dict[str, Array]]:

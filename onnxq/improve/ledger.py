@@ -86,6 +86,11 @@ class Ledger:
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
 
     @property
+    def not_run(self) -> list[Entry]:
+        """Whole passes that were not tried."""
+        return [e for e in self.entries if e.node is None and e.before is None]
+
+    @property
     def kept(self) -> list[str]:
         """Names of the passes that changed something, in order."""
         return list(dict.fromkeys(entry.step for entry in self.entries if entry.kept))

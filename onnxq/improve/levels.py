@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnxq.calibration import Calibration
 from onnxq.data.samples import Samples
-from onnxq.improve import bias, equalization, smoothquant
+from onnxq.improve import bias, equalization, rounding, smoothquant
 from onnxq.improve.context import Context, Remake, chosen_samples
 from onnxq.improve.emulated import float_outputs
 from onnxq.improve.ledger import Ledger
@@ -63,14 +63,23 @@ PASSES: Mapping[str, Pass] = {
         Pass(smoothquant.NAME, smoothquant.smooth, smoothquant.cost),
         Pass(equalization.NAME, equalization.equalize, equalization.cost),
         Pass(bias.NAME, bias.correct_biases, lambda c: 2 * c.ledger.fit + c.ledger.judge),
+        # the moments and the search take about as long again as four walks through the network
+        Pass(rounding.NAME, rounding.round_weights, lambda c: 6 * (c.ledger.fit + c.ledger.judge)),
+        Pass(
+            rounding.ADAROUND,
+            rounding.adaround_weights,
+            lambda c: 12 * (c.ledger.fit + c.ledger.judge),
+        ),
     )
 }
 
 LEVELS: Mapping[Accuracy, Level] = {
     "none": Level((), 0, 0),
-    "fast": Level((bias.NAME,), 48, 24),
-    "balanced": Level((smoothquant.NAME, bias.NAME), 96, 48),
-    "best": Level((smoothquant.NAME, equalization.NAME, bias.NAME), 128, 64),
+    "fast": Level((bias.NAME,), 24, 16),
+    "balanced": Level((smoothquant.NAME, bias.NAME, rounding.NAME), 96, 48),
+    "best": Level(
+        (smoothquant.NAME, equalization.NAME, bias.NAME, rounding.NAME, rounding.ADAROUND), 128, 64
+    ),
 }
 
 

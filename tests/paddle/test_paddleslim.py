@@ -398,15 +398,23 @@ def test_samples_say_the_sizes_that_a_model_leaves_open(
     assert (tmp_path / "model.onnx").exists()
 
 
-def test_correction_of_weights(slim_net: Path, floats: Path, tmp_path: Path) -> None:
-    found = []
-    for on in (False, True):
-        report = static(
-            slim_net, tmp_path / str(on), bias_correction=on, algo="abs_max", verify=False
-        )
-        found.append(integers(tmp_path / str(on) / "model.onnx")["conv2d_0.w_0"])
-        assert report.settings.get("weight_correction", False) is on
-    assert not np.array_equal(found[0], found[1])
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({}, []),
+        ({"bias_correction": True}, ["bias_correction"]),
+        ({"round_type": "adaround"}, ["adaround"]),
+        ({"bias_correction": True, "round_type": "adaround"}, ["bias_correction", "adaround"]),
+    ],
+)
+def test_what_is_asked_for_is_tried_and_measured(
+    slim_net: Path, tmp_path: Path, options: dict[str, Any], passes: list[str]
+) -> None:
+    report = static(slim_net, tmp_path, algo="abs_max", verify=False, **options)
+    assert report.ledger is not None
+    tried = [e.step for e in report.ledger.entries if e.measure == "sqnr" and e.node is None]
+    assert tried == passes
+    assert all(e.before is not None for e in report.ledger.entries if e.measure == "sqnr")
 
 
 def test_16_bits_are_for_onnx_alone(slim_net: Path, floats: Path, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from tests.paddle.slim import images, reader
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"round_type": "adaround"}, ["accuracy levels", "not", "'round'"]),
         ({"round_type": "up"}, ["round_type must be one of round, adaround"]),
         ({"onnx_format": False}, ["onnx_format=False", "quantize_linear"]),
         ({"weight_bits": 16}, ["weight_bits 16 and activation_bits 8 must be equal"]),

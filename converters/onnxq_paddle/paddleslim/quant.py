@@ -204,8 +204,8 @@ def quant_post_static(
     save_model_filename, save_params_filename: of the Paddle model; `model.onnx` lies beside it.
     batch_size, batch_nums: so many samples together, so many batches; None for all.
     algo: KL, hist (hist_percent), mse, emd, avg, abs_max, min_max or ptf.
-    round_type: round.
-    bias_correction: of weights (onnxq's `weight_correction`).
+    round_type: round, or adaround (onnxq's pass of that name, which also corrects biases).
+    bias_correction: of each layer's bias (onnxq's pass of that name).
     quantizable_op_type: Paddle's names. is_full_quantize: all operators, whatever is named.
     weight_bits, activation_bits: both 8, or both 16 (ONNX alone).
     activation_quantize_type: makes no difference, as in PaddleSlim with onnx_format.
@@ -247,7 +247,11 @@ def quant_post_static(
         method=algo,
         percentile=hist_percent,
         granularity=GRANULARITIES[weight_quantize_type],
-        weight_correction=bias_correction,
+        accuracy="none",  # what is asked for here, and nothing else
+        passes=(
+            *(("bias_correction",) if bias_correction else ()),
+            *(("adaround",) if round_type == "adaround" else ()),
+        ),
         batch_size=batch_size,
         exclude=tuple(
             dict.fromkeys((*left_float(graph, wanted), *skipped(graph, skip_tensor_list or ())))
@@ -332,11 +336,6 @@ def _check_bits(weight_bits: int, activation_bits: int, algo: str, paddle_model:
 
 def _check_static(round_type: str, onnx_format: bool, hist_percent: float) -> None:
     check_choice("round_type", round_type, ("round", "adaround"))
-    if round_type == "adaround":
-        raise OptionError(
-            "round_type 'adaround': learned rounding comes with the accuracy levels, which are not "
-            "there yet; use 'round', with bias_correction=True where weights lose most"
-        )
     if not onnx_format:
         raise OptionError(
             "onnx_format=False: models with fake-quantize operators are not written; "

@@ -1,0 +1,152 @@
+"""Weight rounding: integers that keep a layer's output, for the inputs that it really sees.
+
+Layer by layer in topological order: the covariance of the inputs, which come through the layers
+before, quantized and already rounded; integers with the least error on it (`descend`, on demand
+from where AdaRound ends); and the bias corrected, which takes care of the mean. A layer keeps its
+new integers only if the error of its output falls on the judge's samples as well.
+
+Left out: a weight with more than MOST_INPUTS inputs an output channel, for memory and time; one
+that several nodes read; and one that is rounded to keep its channels' means (weight_correction).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.improve import bias
+from onnxq.improve.context import Context
+from onnxq.improve.frontier import Frontier
+from onnxq.improve.layer import Layer, layer_of
+from onnxq.improve.ledger import Entry
+from onnxq.numerics.quantize import quantize
+from onnxq.numerics.rounding import adaround, descend, layer_error
+from onnxq.plans import Plan, WeightUpdate
+from onnxq.qtypes import Float64Array
+
+__all__ = ["ADAROUND", "NAME", "adaround_weights", "round_weights", "rounded"]
+
+NAME, ADAROUND = "rounding", "adaround"
+MOST_INPUTS = 2400
+# Rows that are enough to know a covariance: so many for each input, and so many at least
+ROWS_AN_INPUT, ROWS = 8, 4096
+# Share of the diagonal that is added to a covariance, against chance in few rows
+RIDGE = 0.02
+
+
+def round_weights(context: Context, plan: Plan) -> None:
+    """Offer the plan with chosen integers in all layers."""
+    _offer(context, plan, NAME, learned=False)
+
+
+def adaround_weights(context: Context, plan: Plan) -> None:
+    """Likewise, from where AdaRound ends."""
+    _offer(context, plan, ADAROUND, learned=True)
+
+
+def _offer(context: Context, plan: Plan, step: str, *, learned: bool) -> None:
+    candidate, changed = rounded(context, plan, step, learned=learned)
+    if changed:
+        context.offer(step, None, candidate, f"the integers of {changed} weights")
+
+
+def rounded(context: Context, plan: Plan, step: str, *, learned: bool) -> tuple[Plan, int]:
+    """The plan with chosen integers and corrected biases, and how many weights it changes."""
+    fit, judge, changed = context.fit, context.judge.start, 0
+    for part in context.emulated.parts:
+        node = part.weighted
+        if node is not None:
+            layer = layer_of(node)
+            why = layer if isinstance(layer, str) else _why_not(layer, plan)
+            label = plan.placement.labels.get(node.name or "", node.name or "")
+            if why is not None:
+                context.ledger.skip(step, why, label)
+            elif isinstance(layer, Layer):
+                found = _choose(layer, plan, fit, judge, learned=learned)
+                entry = Entry(
+                    step,
+                    label,
+                    found.before,
+                    found.after,
+                    found.kept,
+                    "of the layer's output, on samples that it was not fitted to",
+                    "error",
+                )
+                context.ledger.add(entry)
+                plan = found.plan
+                changed += found.kept
+            value = bias.bias_of(node)
+            if value is not None:
+                expected = context.means[node.outputs[0].name or ""]
+                plan = bias.shifted(plan, value, bias.shrunk_mean(expected - fit.means(plan)))
+        fit, judge = fit.advance(plan), judge.advance(plan)
+    return plan, changed
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    plan: Plan
+    before: float
+    after: float
+    kept: bool
+
+
+def _why_not(layer: Layer, plan: Plan) -> str | None:
+    update = plan.updates.get(layer.name)
+    if layer.inputs > MOST_INPUTS:
+        return f"{layer.inputs} inputs an output channel, more than {MOST_INPUTS}: too slow"
+    if update is not None and update.to_mean is not None:
+        return "its weight is rounded so that channels keep their means (weight_correction)"
+    return None
+
+
+def _choose(layer: Layer, plan: Plan, fit: Frontier, judge: Frontier, *, learned: bool) -> _Choice:
+    params = plan.params[layer.name]
+    scale, weights = layer.scale(params.scale), layer.weights
+    moments = _covariance(layer, fit, plan)
+    power = _covariance(layer, judge, plan)
+    diagonal = np.einsum("gkk->gk", moments)
+    index = np.arange(layer.inputs)
+    ridged = moments.copy()
+    ridged[:, index, index] += RIDGE * diagonal.mean(axis=1, keepdims=True)
+    limits = params.spec.lowest, params.spec.qtype.qmax
+    update = plan.updates.get(layer.name, WeightUpdate())
+    if update.integers is not None:
+        nearest = layer.matrix(update.integers)
+    else:
+        nearest = layer.matrix(quantize(layer.stored(weights).astype(np.float32), params))
+    start = adaround(weights, scale, ridged, *limits) if learned else nearest
+    found = descend(weights, start, scale, ridged, *limits)
+    signal = float(layer_error(weights, power).sum())
+    before, after = (
+        float(layer_error(weights - scale * q, power).sum()) / max(signal, 1e-30)
+        for q in (nearest, found)
+    )
+    if after >= before:
+        return _Choice(plan, before, after, kept=False)
+    integers = layer.stored(found).astype(np.int64)
+    changed = dataclasses.replace(update, integers=integers)
+    return _Choice(
+        dataclasses.replace(plan, updates={**plan.updates, layer.name: changed}),
+        before,
+        after,
+        kept=True,
+    )
+
+
+def _covariance(layer: Layer, frontier: Frontier, plan: Plan) -> Float64Array:
+    """Of the patches that the layer sees: float64 [groups, inputs, inputs]."""
+    samples = sum(batch.samples for batch in frontier.batches)
+    wanted = max(ROWS, ROWS_AN_INPUT * layer.inputs)
+    most = max(1, -(-wanted // samples))
+    total = np.zeros((layer.groups, layer.inputs, layer.inputs))
+    sums, rows = np.zeros((layer.groups, layer.inputs)), 0
+    for x, params in frontier.inputs(plan):
+        patches = layer.patches(x, params, most)
+        total += patches.transpose(0, 2, 1) @ patches
+        sums += patches.sum(axis=1, dtype=np.float64)
+        rows += patches.shape[1]
+    mean = sums / rows
+    return np.asarray(total / rows - mean[:, :, None] * mean[:, None, :])
