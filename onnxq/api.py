@@ -350,7 +350,8 @@ def quantize_static(
         samples that nothing was fitted to; the report says which (`Report.mixed`).
     evaluate, max_drop: the same for a number of your own: a function (or `module:function`) that
         takes the path of a model, higher being better, and how far below float's it may be.
-    passes: names of passes besides those of the level: bias_correction, rounding, adaround.
+    passes: names of passes besides those of the level: smoothquant, equalization,
+        bias_correction, rounding, adaround.
     target: one of onnxruntime-x86, onnxruntime-arm, openvino, tensorrt, paddle; None for
         onnxruntime on this machine's kind of processor.
     isa: avx2, avx512, vnni or arm: of the processor that will run a file for onnxruntime-x86; None

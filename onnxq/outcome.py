@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -26,8 +26,10 @@ from onnxq.report import Report, macs_in_int8, notes_on, operator_counts, source
 from onnxq.saturation import Verdict
 from onnxq.session import integer_io_of, metadata_of
 from onnxq.targets import TARGETS
-from onnxq.tune import Tuning
 from onnxq.verify import Verification
+
+if TYPE_CHECKING:  # dynamic mode needs none of it
+    from onnxq.tune import Tuning
 
 __all__ = ["Clock", "Data", "Made", "Written", "metadata_for", "report_on"]
 

@@ -44,7 +44,6 @@ from onnxq.save import save, to_proto
 from onnxq.selection import Choices
 from onnxq.session import METADATA_KEY, needed_options
 from onnxq.targets import TARGETS, target_of
-from onnxq.tune import tuned_plan
 from onnxq.verify import Verification, check_result, verify
 
 __all__ = [
@@ -142,6 +141,7 @@ def _make_static(
     samples = data.calibration if data is not None else None
     tuning, verdict = None, None
     if recipe.tune_latency:
+        from onnxq.tune import tuned_plan  # dynamic mode needs none of it
 
         def plan_of(asked: StaticRecipe) -> Plan:
             return parametrize(prepared, place(prepared, asked), calibration)

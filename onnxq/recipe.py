@@ -55,7 +55,7 @@ ENCODINGS = ("qdq", "fold")
 GUARDED_TARGET = "onnxruntime-x86"
 ACCURACIES = ("none", "fast", "balanced", "best")
 # Passes that can be asked for by name; improve/levels.py has them
-PASSES = ("bias_correction", "rounding", "adaround")
+PASSES = ("smoothquant", "equalization", "bias_correction", "rounding", "adaround")
 # What a rule may set in each mode; the rest means nothing there
 STATIC_ONLY = ("method", "percentile")
 

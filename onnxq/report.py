@@ -7,13 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxq.data.split import Split
 from onnxq.improve.ledger import Ledger
-from onnxq.improve.mixed.stage import MixedReport
-from onnxq.measure.comparison import finite
-from onnxq.measure.macs import IntegerShare, integer_share
 from onnxq.model import SourceModel, initializers
 from onnxq.plans import Placement, Plan, Skip
 from onnxq.prepare import Prepared
@@ -22,8 +19,12 @@ from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.runtime import foreign_ops
 from onnxq.saturation import Verdict
 from onnxq.session import integer_io_of, needed_options
-from onnxq.tune import Tuning
 from onnxq.verify import Verification
+
+if TYPE_CHECKING:  # dynamic mode needs none of it
+    from onnxq.improve.mixed.stage import MixedReport
+    from onnxq.measure.macs import IntegerShare
+    from onnxq.tune import Tuning
 
 __all__ = [
     "Report",
@@ -121,6 +122,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        from onnxq.measure.comparison import finite
+
         return {
             "mode": self.mode,
             "model": self.model,
@@ -180,6 +183,8 @@ def macs_in_int8(prepared: Prepared, placement: Placement, recipe: Recipe) -> In
     """The share of the products that run on integers; None in dynamic mode."""
     if not isinstance(recipe, StaticRecipe):
         return None
+    from onnxq.measure.macs import integer_share
+
     names = {use.node for a in placement.activations for use in a.uses}
     return integer_share(prepared.ir, names if recipe.bits <= INT8.bits else ())
 

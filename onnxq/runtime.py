@@ -135,11 +135,20 @@ def detached(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
         if tensor is None or tensor.nbytes < INLINE or tensor.dtype.numpy().kind not in "fiub":
             continue
         name = value.name or ""
-        weights[name] = np.ascontiguousarray(tensor.numpy())
+        weights[name] = _values(tensor)
         value.const_value = ir.ExternalTensor(
             "weights", 0, tensor.nbytes, tensor.dtype, shape=shape_of(tensor), name=name
         )
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True)), weights
+
+
+def _values(tensor: ir.TensorProtocol) -> Array:
+    """The values; those in a file in a mapping of their own, as others may release the tensor's."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return np.ascontiguousarray(tensor.numpy())
+    content = np.memmap(tensor.path, np.uint8, "r", tensor.offset or 0, (tensor.nbytes,))
+    values = content.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+    return np.require(values, requirements=["C", "A"])
 
 
 def attach(options: ort.SessionOptions, weights: Mapping[str, Array]) -> object:

@@ -103,9 +103,10 @@ def _source_too(source: SourceModel) -> str:
         with session(source.path or source.ir, settings):
             pass
     except RuntimeFailureError as error:
-        for op in foreign_ops(source.ir):
-            return f"; {op} is none of its operators: dynamic mode need not run the model"
-        return f"; the float model does not load either ({error}): repair it first"
+        remedy = "repair it first"
+        for op in foreign_ops(source.ir)[:1]:
+            remedy = f"{op} is none of its operators, and dynamic mode need not run the model"
+        return f"; the float model does not load either ({error}): {remedy}"
     return "; the float model does load: this is a defect of onnxq, please report it"
 
 

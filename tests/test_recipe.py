@@ -246,9 +246,11 @@ def test_static_rule_leaves_float_and_the_rest_fuses() -> None:
 def test_static_rule_for_16_bits_stores_int16_and_calculates_in_float() -> None:
     # the first Conv alone would be too small to gain
     rules = [Rule(nodes=("n_c",), bits=16), Rule(nodes=("n_a",), leave_float=False)]
-    plain = onnxq.quantize_static(NET, None, FEEDS, target=X86)
+    plain = onnxq.quantize_static(NET, None, FEEDS, target=X86, accuracy="none")
     # symmetric or not is said of activations: integers that are stored are symmetric
-    model = onnxq.quantize_static(NET, None, FEEDS, target=X86, rules=rules, symmetric=False)
+    model = onnxq.quantize_static(
+        NET, None, FEEDS, target=X86, rules=rules, symmetric=False, accuracy="none"
+    )
     assert "w2_zero_point" not in weights_of(model)
     found = weights_of(model)
     assert found["w2_q"].dtype == np.int16

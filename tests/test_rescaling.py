@@ -323,7 +323,8 @@ def test_nodes_of_a_smoothed_network_are_left_float_for_a_target(tmp_path: Path)
     recipe = dataclasses.replace(RECIPE, accuracy="balanced", target_sqnr=60.0, verify=False)
     report = onnxq.quantize(model, tmp_path / "q.onnx", recipe, feeds)
     assert report.ledger is not None
-    assert report.ledger.kept == ["smoothquant", "mixed_precision"]
+    assert report.ledger.kept[0] == "smoothquant"
+    assert report.ledger.kept[-1] == "mixed_precision"
     written = onnx.load(tmp_path / "q.onnx")
     for feed in samples("x", (1, 6, 16), 4, 8):
         assert sqnr(run(model, feed)[0], run(written, feed)[0]) > 60

@@ -75,7 +75,7 @@ def test_full_disk(small_disk: Path, tmp_path: Path, mode: str) -> None:
     data = ("--data", tmp_path / "x.npy") if mode == "static" else ()
     done = command(mode, DIGITS, "-o", out, *data)
     assert done.returncode == 1
-    assert done.stderr.startswith("error:")
+    assert "error:" in done.stderr
     assert f"{out}: could not be written: No space left on device" in done.stderr.replace("\n", "")
     assert out.read_bytes() == OLD
     assert [p.name for p in small_disk.iterdir()] == ["q.onnx"]

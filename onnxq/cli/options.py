@@ -67,6 +67,7 @@ class AccuracyLevel(StrEnum):
 
 
 class PassName(StrEnum):
+    SMOOTHQUANT, EQUALIZATION = "smoothquant", "equalization"
     BIAS_CORRECTION, ROUNDING, ADAROUND = "bias_correction", "rounding", "adaround"
 
 

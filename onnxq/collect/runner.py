@@ -123,7 +123,11 @@ class Runner:
                 work.loop()
             else:
                 with ThreadPoolExecutor(self._threads, "onnxq-calibrate") as pool:
-                    wait([pool.submit(work.loop) for _ in range(self._threads)])
+                    try:
+                        wait([pool.submit(work.loop) for _ in range(self._threads)])
+                    except BaseException:  # Ctrl-C, above all: the threads would go on to the end
+                        work.stop()
+                        raise
         work.check()
 
     def _prepare(self, samples: Samples) -> None:
@@ -261,7 +265,12 @@ class _Work:
         self._batches, self._task, self._step = batches, task, step
         self._lock = threading.Lock()
         self._taken = 0
+        self._stopped = False
         self._errors: list[tuple[int, BaseException]] = []
+
+    def stop(self) -> None:
+        """No more batches are taken; those that are being worked on end."""
+        self._stopped = True
 
     def loop(self) -> None:
         while self._one():
@@ -271,7 +280,7 @@ class _Work:
         """Work on one batch. Whether there may be more to do."""
         with self._lock:
             number = self._taken
-            if self._errors:
+            if self._errors or self._stopped:
                 return False
             try:
                 batch = next(self._batches, None)

@@ -105,7 +105,7 @@ def improve(
     Ctrl-C ends it early, with the best plan until then.
     """
     chosen = LEVELS[level]
-    names = list(dict.fromkeys([*chosen.passes, *extra]))
+    names = [name for name in PASSES if name in chosen.passes or name in extra]
     ledger = Ledger(level)
     if not names or not plan.placement.activations:
         return Improved(prepared, calibration, plan, ledger)

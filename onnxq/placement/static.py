@@ -14,7 +14,6 @@ from onnxq.model import constant
 from onnxq.optable import Role, rule_of
 from onnxq.placement.existing import check_something_is_float
 from onnxq.placement.nodes import ChosenNodes, bias_of
-from onnxq.placement.paying import losing
 from onnxq.placement.weights import granularity_of, place_weights
 from onnxq.plans import (
     ActivationPlacement,
@@ -47,6 +46,8 @@ def place_static(
         placement = _Placer(prepared, choices, target, chosen).place()
         if target.costs is None:
             return placement
+        from onnxq.placement.paying import losing  # dynamic mode needs none of it
+
         found = losing(prepared, placement, choices, target.costs, refused)
         if not found:
             return placement
