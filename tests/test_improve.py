@@ -290,7 +290,7 @@ def test_passes_can_be_asked_for_by_name() -> None:
     assert set(recipe.ACCURACIES) == set(LEVELS)
     asked = StaticRecipe(accuracy="none", passes=("bias_correction",))
     assert asked.passes == ("bias_correction",)
-    with pytest.raises(onnxq.OptionError, match="passes must be one of .*bias_correction"):
+    with pytest.raises(onnxq.OptionError, match=r"passes must be one of .*bias_correction"):
         StaticRecipe(passes=("rouding",))
 
 
