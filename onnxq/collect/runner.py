@@ -96,7 +96,6 @@ class Runner:
         self._session: ort.InferenceSession | None = None
         self._cores = job.cores or cores()
         self._threads = min(self._cores, MOST_THREADS)
-        self._counting = threading.Semaphore(max(1, self._threads // 2))
         self._batch_size = 0
 
     def __enter__(self) -> Runner:
@@ -173,8 +172,7 @@ class Runner:
             with self._failures(batch.first, samples):
                 results = self._results(self._session, batch.feed)
             found = {name: view(v) for name, v in zip(self._job.fetches, results, strict=True)}
-        with self._counting:
-            self._count_all(batch, found, samples)
+        self._count_all(batch, found, samples)
 
     def _count_all(self, batch: _Batch, found: Mapping[str, Array], samples: Samples) -> None:
         pending = list(self._job.taps)
