@@ -25,7 +25,7 @@ from onnxq.recipe_file import recipe_to_dict
 from onnxq.report import Report, macs_in_int8, notes_on, operator_counts, source_bytes, weight_bytes
 from onnxq.saturation import Verdict
 from onnxq.session import integer_io_of, metadata_of
-from onnxq.targets import TARGETS
+from onnxq.targets import TARGETS, target_of
 from onnxq.verify import Verification
 
 if TYPE_CHECKING:  # dynamic mode needs none of it
@@ -166,9 +166,33 @@ def report_on(
         saturation=made.verdict,
         ledger=made.ledger,
         mixed=made.mixed,
-        notes=(*notes, *(() if made.verdict is None else made.verdict.notes)),
+        notes=(
+            *notes,
+            *_slower(made),
+            *(() if made.verdict is None else made.verdict.notes),
+        ),
         seconds=clock.laps,
     )
+
+
+def _slower(made: Made) -> list[str]:
+    """That int8 may not pay, where placement has estimated so and nobody has measured."""
+    recipe = made.recipe
+    if not isinstance(recipe, StaticRecipe) or made.tuning is not None:
+        return []
+    costs = target_of(recipe.target).at(recipe.bits).costs
+    if costs is None:
+        return []
+    from onnxq.placement.paying import estimated_loss  # dynamic mode needs none of it
+
+    loss = estimated_loss(made.prepared, made.plan.placement, costs)
+    if loss is None:
+        return []
+    return [
+        "int8 may not pay here: by the sizes of the Convs, one that is not known taken for 1, it "
+        f"is {loss * 1e6:.0f} microseconds slower than float; --tune-latency measures, and leaves "
+        "float what loses time"
+    ]
 
 
 class Clock:

@@ -21,7 +21,8 @@ network's products, these are left float too: they cannot make good for what the
 
 Not judged, so never left float by this:
 
-1. A model that is one island: there is nothing between its ends to convert for.
+1. A model that is one island: there is nothing between its ends to convert for, and whoever asks
+   for int8 wants it for its size, too. Where the sum says that it loses, `estimated_loss` does.
 2. An island without a Conv: Gemm and MatMul give float for free, and have no layout to change.
 3. A tensor or node of which the rank or the channels are not known.
 4. A network of less than LEAST_PRODUCTS, which takes no time either way.
@@ -42,7 +43,7 @@ from onnxq.prepare import Prepared
 from onnxq.selection import Choices
 from onnxq.targets import Costs
 
-__all__ = ["losing"]
+__all__ = ["estimated_loss", "losing"]
 
 REASON = (
     "int8 would cost time here: too few products for the QuantizeLinear and DequantizeLinear "
@@ -80,6 +81,19 @@ def losing(
     if refused and (integer_share(prepared.ir, names, sizes).share or 0.0) < LEAST_SHARE:
         return {node.name or "": REST for island in free for node in island.nodes}
     return {}
+
+
+def estimated_loss(prepared: Prepared, placement: Placement, costs: Costs) -> float | None:
+    """Seconds that int8 takes longer than float, of a model that is one island; None if it gains.
+
+    That is so of small networks with many depthwise Convs.
+    """
+    found = islands(prepared, placement)
+    sizes = Sizes(prepared.ir)
+    if len(found) != 1 or integer_share(prepared.ir, (), sizes).total < LEAST_PRODUCTS:
+        return None
+    gain = _gain(found[0], costs, sizes)
+    return None if gain is None or gain >= 0 else -gain * 1e-9
 
 
 def _gain(island: Island, costs: Costs, sizes: Sizes) -> float | None:
