@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +15,21 @@ from onnxq.errors import DataError, ModelError, OptionError
 from onnxq.improve import Ledger
 from onnxq.improve.context import Context
 from onnxq.improve.emulated import float_outputs
+from onnxq.improve.judge import Judge
 from onnxq.improve.macs import macs_of
 from onnxq.improve.mixed.sensitivity import sensitivities
-from onnxq.improve.mixed.stage import RANKED, ranking_judge
+from onnxq.improve.mixed.stage import RANKED, ranking_reference
 from onnxq.improve.mixed.variants import Variants, units_of
 from onnxq.measure.comparison import finite
 from onnxq.model import ModelLike, load
 from onnxq.parametrize import parametrize
-from onnxq.pipeline import PathLike, placer, prepare_for
+from onnxq.pipeline import PathLike, Placer, prepare_for
 from onnxq.plans import Placement
 from onnxq.prepare import Prepared
 from onnxq.recipe import StaticRecipe
 from onnxq.recipe_file import load_recipe
 from onnxq.runtime import RuntimeFailureError
+from onnxq.spread import Spread
 
 __all__ = ["AnalysisReport", "NodeCost", "analyze", "calibrated"]
 
@@ -77,15 +80,18 @@ def analyze(
     *,
     recipe: StaticRecipe | PathLike = StaticRecipe(),  # noqa: B008  # frozen
     progress: Progress | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
 ) -> AnalysisReport:
     """Measure what each node costs in int8 and what it would bring to leave it float.
 
     data: samples, as in `quantize_static`; None for what the recipe names. recipe: of static mode;
     ranges are chosen as it says, without the passes of an accuracy level. progress: called with
-    the number of measurements done and of all.
+    the number of measurements done and of all. workers, executor: as in `quantize`.
 
     Raises ModelError, DataError or OptionError.
     """
+    spread = Spread(workers, executor)
     found = load_recipe(recipe) if isinstance(recipe, str | os.PathLike) else recipe
     if not isinstance(found, StaticRecipe):
         raise OptionError("analyze needs a recipe of static mode: dynamic mode has no activations")
@@ -95,11 +101,11 @@ def analyze(
         raise OptionError("analyze needs data: samples to calibrate with and to measure on")
     source = load(model)
     prepared = prepare_for(source, found)
-    place = placer(prepared, found)
+    place = Placer(prepared, found)
     placement = place(())
     if not float_outputs(prepared.ir.graph):
         raise ModelError(f"{source.label}: it has no float output to measure")
-    samples, calibration = calibrated(prepared, placement, given, found)
+    samples, calibration = calibrated(prepared, placement, given, found, spread)
     if len(samples) < FEWEST:
         raise DataError(f"analyze needs at least {FEWEST} samples, there are {len(samples)}")
     plan = parametrize(prepared, placement, calibration)
@@ -112,9 +118,9 @@ def analyze(
             macs = macs_of(prepared, context.fit.batches[0].tensors)
             units = units_of(prepared, placement, macs)
             variants = Variants(prepared, calibration, plan, units, place)
-            judge, batches = ranking_judge(context)
-            whole = judge.errors_of(variants.base.start(batches).outputs(plan))
-            ranking = sensitivities(variants, units, judge, batches, progress, both=True)
+            reference = ranking_reference(context)
+            whole = Judge(variants.base.emulated, reference).errors(plan)
+            ranking = sensitivities(variants, reference, progress, both=True, spread=spread)
     except RuntimeFailureError as error:
         raise ModelError(f"{source.label}: onnxruntime cannot run it: {error}") from error
     total = max(1, sum(macs.values()))
@@ -136,10 +142,15 @@ def analyze(
 
 
 def calibrated(
-    prepared: Prepared, placement: Placement, data: DataLike, recipe: StaticRecipe
+    prepared: Prepared,
+    placement: Placement,
+    data: DataLike,
+    recipe: StaticRecipe,
+    spread: Spread = Spread(),  # noqa: B008  # frozen
 ) -> tuple[Samples, Calibration]:
     """All of the samples, and statistics from which any of the nodes can be left float."""
     specs = input_specs(prepared.ir)
     opened = open_samples(data, specs, recipe.samples, recipe.images)
     request = Request(tuple(sorted({a.owner for a in placement.activations})))
-    return opened, calibrate(prepared, opened, request, batch_size=recipe.batch_size)
+    size = recipe.batch_size
+    return opened, calibrate(prepared, opened, request, batch_size=size, spread=spread)

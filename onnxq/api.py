@@ -12,7 +12,7 @@ from typing import overload
 import onnx
 
 from onnxq.calibration import Calibration
-from onnxq.collect import Progress, Spread
+from onnxq.collect import Progress
 from onnxq.converters import Conversion, Workspace, to_onnx
 from onnxq.data.images import ImageOptions
 from onnxq.data.samples import DataLike
@@ -35,6 +35,7 @@ from onnxq.recipe import (
 from onnxq.recipe_file import load_recipe
 from onnxq.report import Report
 from onnxq.save import save
+from onnxq.spread import Spread
 
 __all__ = ["calibrate", "export", "quantize", "quantize_dynamic", "quantize_static"]
 
@@ -99,8 +100,9 @@ def quantize(
     test_model: also write a float model with the rounded weights here (dynamic mode).
     report: also write the report here, as JSON.
     progress: called with the number of samples done and of all.
-    workers: run the samples in so many processes; the same bits. executor: any
-        `concurrent.futures.Executor`, such as dask's `Client.get_executor()`, in their place.
+    workers: run the samples, and the searches that measure node by node, in so many processes; the
+        same bits. executor: any `concurrent.futures.Executor`, such as dask's
+        `Client.get_executor()`, in their place.
     tell: called with a line of text: what the accuracy level will cost, and what it cost.
     evaluate: for a recipe with `max_drop`: takes the path of a model, returns how good it is.
 

@@ -22,6 +22,7 @@ from onnxq.recipe import StaticRecipe
 from onnxq.rewrite import rewrite
 from onnxq.saturation import guard
 from onnxq.save import save
+from onnxq.spread import Spread
 
 __all__ = ["Better", "Task", "improved"]
 
@@ -34,6 +35,7 @@ class Task:
     placer: gives, for a float network, what the recipe places with rules after its own.
     evaluate: the user's function, if the recipe has a `max_drop`.
     tell: takes lines on what this will cost, and on what it did.
+    spread: who runs samples, and measures node by node.
     """
 
     prepared: Prepared
@@ -44,6 +46,7 @@ class Task:
     placer: Callable[[Prepared], Place]
     evaluate: Evaluate | None = None
     tell: Callable[[str], None] | None = None
+    spread: Spread = Spread()  # noqa: RUF009  # frozen
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +104,7 @@ def _passes(task: Task) -> Improved:
         extra=task.recipe.passes,
         remake=_remake(task),
         tell=task.tell,
+        spread=task.spread,
     )
 
 
@@ -132,5 +136,6 @@ def _mixed(task: Task, best: Improved) -> Mixed:
         task.evaluate,
         write,
         task.tell,
+        task.spread,
     )
     return mix(setup, best.plan, best.ledger)

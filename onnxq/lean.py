@@ -65,10 +65,11 @@ def collector_paused() -> Iterator[None]:
 
     Each full collection looks at every node and value there is: seconds for 10,000 nodes.
     """
-    before = gc.isenabled()
+    if not gc.isenabled():  # whoever paused it, perhaps in another thread, lets it go on
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
-        if before:
-            gc.enable()
+        gc.enable()

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.calibration import Calibration
-from onnxq.collect import Progress, Request, Spread
+from onnxq.collect import Progress, Request
 from onnxq.collect import calibrate as run_calibration
 from onnxq.data.samples import DataLike, input_specs, open_samples
 from onnxq.data.split import Split, samples_to_read, split
@@ -43,16 +43,17 @@ from onnxq.saturation import guard, verdict_of
 from onnxq.save import save, to_proto
 from onnxq.selection import Choices
 from onnxq.session import METADATA_KEY, needed_options
+from onnxq.spread import Spread
 from onnxq.targets import TARGETS, target_of
 from onnxq.verify import Verification, check_result, verify
 
 __all__ = [
     "Call",
     "PathLike",
+    "Placer",
     "Tell",
     "collect_statistics",
     "place",
-    "placer",
     "prepare_for",
     "run",
     "statistics_of",
@@ -159,9 +160,10 @@ def _make_static(
         samples,
         plan,
         recipe,
-        lambda network: placer(network, recipe),
+        lambda network: Placer(network, recipe),
         _evaluate(call, recipe),
         call.tell,
+        call.spread,
     )
     found = improved(task)
     clock.lap("improve")
@@ -244,11 +246,7 @@ def _check_outputs(call: Call, source: SourceModel) -> None:
 
 
 def _calibrate(
-    prepared: Prepared,
-    placement: Placement,
-    data: Data,
-    recipe: StaticRecipe,
-    call: Call,
+    prepared: Prepared, placement: Placement, data: Data, recipe: StaticRecipe, call: Call
 ) -> Calibration:
     return run_calibration(
         prepared,
@@ -324,13 +322,16 @@ def place(prepared: Prepared, recipe: Recipe) -> Placement:
     return with_correction(placement) if recipe.weight_correction else placement
 
 
-def placer(prepared: Prepared, recipe: StaticRecipe) -> Callable[[Sequence[Rule]], Placement]:
-    """Places with rules after those of the recipe."""
+@dataclass(frozen=True, eq=False)
+class Placer:
+    """Places with rules after those of the recipe; can be sent to another process."""
 
-    def placed(rules: Sequence[Rule]) -> Placement:
-        return place(prepared, dataclasses.replace(recipe, rules=(*recipe.rules, *rules)))
+    prepared: Prepared
+    recipe: StaticRecipe
 
-    return placed
+    def __call__(self, rules: Sequence[Rule]) -> Placement:
+        rules = (*self.recipe.rules, *rules)
+        return place(self.prepared, dataclasses.replace(self.recipe, rules=rules))
 
 
 def _encoding(prepared: Prepared, recipe: DynamicRecipe) -> Encoding:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -23,6 +24,7 @@ __all__ = [
     "Feed",
     "RuntimeFailureError",
     "attach",
+    "attached",
     "detached",
     "foreign_ops",
     "model_size",
@@ -140,6 +142,16 @@ def detached(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
             "weights", 0, tensor.nbytes, tensor.dtype, shape=shape_of(tensor), name=name
         )
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True)), weights
+
+
+def attached(content: bytes, weights: Mapping[str, Array]) -> ir.Model:
+    """The inverse of `detached`."""
+    model = ir.from_proto(onnx.ModelProto.FromString(content))
+    for value in initializers(model):
+        name = value.name or ""
+        if name in weights:
+            value.const_value = ir.tensor(weights[name], name=name)
+    return model
 
 
 def _values(tensor: ir.TensorProtocol) -> Array:

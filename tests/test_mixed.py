@@ -18,15 +18,16 @@ from onnxq.cli.app import app
 from onnxq.errors import DataError, OptionError
 from onnxq.improve import Ledger
 from onnxq.improve.context import Context, chosen_samples
+from onnxq.improve.judge import Judge
 from onnxq.improve.macs import macs_of
 from onnxq.improve.mixed.goals import Goal, Meter, evaluation_function
 from onnxq.improve.mixed.search import Choice, Search
 from onnxq.improve.mixed.sensitivity import Sensitivity, sensitivities
-from onnxq.improve.mixed.stage import ranking_judge
+from onnxq.improve.mixed.stage import ranking_reference
 from onnxq.improve.mixed.variants import Unit, Variants, units_of
 from onnxq.model import load
 from onnxq.parametrize import parametrize
-from onnxq.pipeline import place, placer, prepare_for
+from onnxq.pipeline import Placer, place, prepare_for
 from onnxq.recipe import StaticRecipe
 from onnxq.recipe_file import recipe_from_dict
 
@@ -103,7 +104,7 @@ def given(model: onnx.ModelProto, feeds: list[Feed]) -> Iterator[Given]:
     chosen = chosen_samples(len(opened), 16, 8)
     with Context(prepared, calibration, opened, plan, Ledger("none"), chosen) as context:
         units = units_of(prepared, placement, macs_of(prepared, feeds[0]))
-        place_with = placer(prepared, RECIPE)
+        place_with = Placer(prepared, RECIPE)
         yield Given(context, Variants(prepared, calibration, plan, units, place_with), units)
 
 
@@ -149,8 +150,9 @@ def test_what_begins_in_the_middle_gives_what_the_whole_gives(network: str) -> N
         "outliers": (outliers(), outlier_feeds()),
     }[network]
     with given(model, feeds) as g:
-        judge, batches = ranking_judge(g.context)
-        found = sensitivities(g.variants, g.units, judge, batches, both=True)
+        reference = ranking_reference(g.context)
+        judge, batches = Judge(g.context.emulated, reference), reference.batches
+        found = sensitivities(g.variants, reference, both=True)
         assert {s.unit for s in found} == set(g.units)
         for s in found:
             for variant, expected in (

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,13 @@ import pytest
 import onnxq
 from onnxq.calibration import Calibration
 from onnxq.collect import Request, calibrate
-from onnxq.collect.shares import LEAST, shares_of
+from onnxq.collect.shares import LEAST, MOST
 from onnxq.data.samples import input_specs, open_samples
 from onnxq.demo import DIGITS, digits_data
 from onnxq.errors import CalibrationError, OptionError
 from onnxq.model import load
 from onnxq.prepare import prepare
+from onnxq.spread import shares_of
 from tests.test_collect import same
 
 IMAGES = digits_data()[0][: 8 * LEAST + 3]
@@ -34,10 +35,10 @@ def whole() -> Calibration:
     return onnxq.calibrate(DIGITS, IMAGES)
 
 
-@pytest.mark.parametrize("workers", [None, 1, 3, 100])
+@pytest.mark.parametrize("executor", [ThreadPoolExecutor(1), 1, 3, 100])
 @pytest.mark.parametrize("count", [1, LEAST, 1000])
-def test_shares_are_all_samples_once(count: int, workers: int | None) -> None:
-    shares = shares_of(range(5, 5 + count), workers)
+def test_shares_are_all_samples_once(count: int, executor: Executor | int) -> None:
+    shares = shares_of(range(5, 5 + count), executor, LEAST, MOST)
     assert [i for share in shares for i in share] == list(range(5, 5 + count))
 
 
@@ -89,7 +90,11 @@ def test_a_worker_that_dies_has_its_share_run_again(whole: Calibration) -> None:
     progress = KillsOnce()
     assert same(whole, onnxq.calibrate(DIGITS, IMAGES, workers=2, progress=progress))
     assert progress.seen[-1] == len(IMAGES)
-    assert len(progress.seen) == len(set(progress.seen)) == len(shares_of(range(len(IMAGES)), 2))
+    assert (
+        len(progress.seen)
+        == len(set(progress.seen))
+        == len(shares_of(range(len(IMAGES)), 2, LEAST, MOST))
+    )
 
 
 def test_a_foreign_pool_that_breaks_has_its_shares_run_here(whole: Calibration) -> None:

@@ -18,6 +18,7 @@ from onnxq.cli.options import (
     static_options,
     takes,
 )
+from onnxq.cli.spreading import Dask, Workers, executor_of
 from onnxq.cli.terminal import console, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def analyze(
     model: Model,
     settings: Settings,
     top: Annotated[int, typer.Option(min=1, help="How many nodes to list.")] = 20,
+    workers: Workers = None,
+    dask: Dask = None,
     json: Json = False,
 ) -> None:
     """Rank the nodes by what each costs in int8, and tell what leaving it float would bring."""
@@ -39,8 +42,8 @@ def analyze(
     from onnxq.recipe import StaticRecipe
 
     assert isinstance(recipe, StaticRecipe)
-    with progress_bar("measuring") as progress:
-        found = run(model, recipe=recipe, progress=progress)
+    with progress_bar("measuring") as progress, executor_of(dask) as executor:
+        found = run(model, recipe=recipe, progress=progress, workers=workers, executor=executor)
     if json:
         print_json(found.to_dict())
     else:

@@ -1,4 +1,4 @@
-"""The options that spread a calibration over processes and machines."""
+"""The options that spread a calibration and searches over processes and machines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         min=1,
-        help="Run the samples in so many processes; the result is the same.",
+        help="Run the samples, and measure node by node, in so many processes; the result is the "
+        "same.",
         rich_help_panel=RANGES,
     ),
 ]
@@ -28,7 +29,7 @@ Dask = Annotated[
     typer.Option(
         "--dask",
         metavar="ADDRESS",
-        help="Run the samples on the cluster of this scheduler, such as tcp://host:8786.",
+        help="Do so on the cluster of this scheduler, such as tcp://host:8786.",
         rich_help_panel=RANGES,
     ),
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from onnxq.calibration import Calibration, Unfinished
 from onnxq.collect.checkpoint import Checkpoint, digest_of
 from onnxq.collect.runner import Job, Runner
-from onnxq.collect.shares import Share, Spread, run_shares, shares_of
+from onnxq.collect.shares import LEAST, MOST, run_samples
 from onnxq.collect.tapped import Request, tapped
 from onnxq.data.samples import Samples, Subset, input_specs
 from onnxq.errors import DataError
@@ -17,6 +17,7 @@ from onnxq.fingerprint import fingerprint
 from onnxq.numerics.statistics import TensorStatistics
 from onnxq.prepare import Prepared
 from onnxq.runtime import detached, foreign_ops
+from onnxq.spread import Share, Spread, shares_of
 
 __all__ = ["Progress", "calibrate"]
 
@@ -107,7 +108,6 @@ class _Run:
 
     def elsewhere(self, job: Job, executor: Executor | int) -> None:
         """In workers. What is saved are the shares up to the first that is not done."""
-        workers = executor if isinstance(executor, int) else None
         waiting: dict[int, tuple[Share, Found]] = {}
 
         def take(share: Share, found: Found) -> None:
@@ -120,7 +120,7 @@ class _Run:
                 if self._saved is not None and self._saved.is_due():
                     self._saved.save(self._total)
 
-        run_shares(job, self._samples, self._shares(workers), executor, take)
+        run_samples(job, self._samples, self._shares(executor), executor, take)
 
     def result(self) -> Calibration:
         assert self._total is not None  # there is at least one sample
@@ -128,10 +128,10 @@ class _Run:
             self._saved.finish(self._total)
         return self._total
 
-    def _shares(self, workers: int | None) -> list[Share]:
-        if workers == 1 and self._saved is None:
+    def _shares(self, executor: Executor | int) -> list[Share]:
+        if executor == 1 and self._saved is None:
             return [range(self._done, len(self._samples))] if self._samples else []
-        return shares_of(range(self._done, len(self._samples)), workers)
+        return shares_of(range(self._done, len(self._samples)), executor, LEAST, MOST)
 
     def _with(
         self, before: Calibration | None, found: Found, count: int | None = None

@@ -19,6 +19,7 @@ from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Float64Array
 from onnxq.runtime import Feed
+from onnxq.spread import Spread
 
 __all__ = ["Context", "Remake", "chosen_samples"]
 
@@ -56,6 +57,7 @@ class Context:
         the same outputs (`offer_network`). samples: all that calibrated.
     reference, judged: what the float network gives for the samples of `fit`, and of the judge.
     remake: makes the plan of another float network.
+    spread: who runs samples, and searches where no layer waits for another.
     ledger: what every pass has to write down. best, errors: the best plan so far, and its errors.
     """
 
@@ -68,8 +70,9 @@ class Context:
         ledger: Ledger,
         chosen: tuple[list[int], list[int]],
         remake: Remake = parametrize,
+        spread: Spread = Spread(),  # noqa: B008  # frozen
     ) -> None:
-        self._remake = remake
+        self._remake, self.spread = remake, spread
         self.prepared, self.calibration, self.ledger = prepared, calibration, ledger
         self.samples = samples
         self.best = self._base = plan

@@ -17,6 +17,7 @@ from onnxq.plans import Plan
 from onnxq.prepare import Prepared
 from onnxq.recipe import Accuracy
 from onnxq.runtime import RuntimeFailureError
+from onnxq.spread import Spread
 
 __all__ = ["LEVELS", "PASSES", "Improved", "Level", "Pass", "improve"]
 
@@ -93,6 +94,7 @@ def improve(
     extra: Sequence[str] = (),
     remake: Remake = parametrize,
     tell: Callable[[str], None] | None = None,
+    spread: Spread = Spread(),  # noqa: B008  # frozen
 ) -> Improved:
     """The best plan that the passes of a level find; the given one if none is better.
 
@@ -101,6 +103,7 @@ def improve(
     extra: names of passes to run besides those of the level.
     remake: makes the plan of a float network that a pass has changed.
     tell: takes a line on what this will cost, and one on what it did.
+    spread: who runs samples, and searches layer by layer.
 
     Ctrl-C ends it early, with the best plan until then.
     """
@@ -123,7 +126,9 @@ def improve(
     started = time.perf_counter()
     best = plan
     try:
-        with Context(prepared, calibration, samples, plan, ledger, parts, remake) as context:
+        with Context(
+            prepared, calibration, samples, plan, ledger, parts, remake, spread
+        ) as context:
             ledger.seconds["setup"] = time.perf_counter() - started
             costs = sum(PASSES[name].cost(context) for name in names) * context.seconds_a_sample
             ledger.estimate = costs

@@ -72,7 +72,8 @@ def _calibrated(context: Context, scales: Scales) -> Calibration:
         tuple(sorted(changed & known.keys())),
         histograms=any(s is not None and s.histogram is not None for s in known.values()),
     )
-    return calibrate(rescaled(context.prepared, scales), context.samples, request)
+    network = rescaled(context.prepared, scales)
+    return calibrate(network, context.samples, request, spread=context.spread)
 
 
 def _named(context: Context, scales: Scales) -> str:

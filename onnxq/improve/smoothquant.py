@@ -16,8 +16,9 @@ would have to be taken back there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from onnxq.numerics.statistics import StatisticsBuilder
 from onnxq.parametrize import params_from_statistics
 from onnxq.plans import ActivationPlacement, Plan, Use
 from onnxq.qtypes import Float32Array, Float64Array, PerChannel, PerTensor, QuantSpec
+from onnxq.spread import Share, run_shares, shares_of
 
 __all__ = ["NAME", "cost", "smooth", "strength_scales"]
 
@@ -37,6 +39,8 @@ NAME = "smoothquant"
 # First these, then the neighbours of the best
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 STEP = 0.1
+# Links of a share, where workers search
+LEAST, MOST = 2, 16
 NOTHING = "no quantized MatMul or Gemm is alone in reading channels that can be rescaled"
 
 
@@ -47,19 +51,15 @@ def smooth(context: Context, plan: Plan) -> None:
         context.ledger.skip(NAME, NOTHING if context.untouched else "it has to come first")
         return
     found = observe(context, chosen)
-    scales, strengths = {}, []
-    for link in chosen:
-        strength = best_strength(context, plan, link, found[link])
-        if strength is None:
-            continue
-        strengths.append(strength)
-        scales[link] = strength_scales(
-            found[link].maxima, weight_maxima(context.prepared, link), strength
-        )
-    if not scales:
+    strengths = _strengths(context, plan, found)
+    if not strengths:
         context.ledger.skip(NAME, "no strength makes any layer better")
         return
-    words = f"strength {min(strengths):g}..{max(strengths):g}"
+    scales = {
+        link: strength_scales(found[link].maxima, weight_maxima(context.prepared, link), strength)
+        for link, strength in strengths.items()
+    }
+    words = f"strength {min(strengths.values()):g}..{max(strengths.values()):g}"
     offer_links(context, NAME, scales, words)
 
 
@@ -87,24 +87,67 @@ def strength_scales(x: Float64Array, w: Float64Array, strength: float) -> Float6
     return np.asarray(np.exp(logs))
 
 
-def best_strength(context: Context, plan: Plan, link: Link, seen: Observed) -> float | None:
-    """The strength with the smallest error of all readers together, None if none is better."""
+def _strengths(context: Context, plan: Plan, found: Mapping[Link, Observed]) -> dict[Link, float]:
+    """The best strength of each link that has one. No link waits for another."""
+    chosen, executor = list(found), context.spread.elsewhere
+    best: dict[Link, float | None] = dict.fromkeys(chosen)
+
+    def searches(share: Share) -> list[_Search]:
+        return [_search(context, plan, chosen[i], found[chosen[i]]) for i in share]
+
+    def take(share: Share, strengths: Sequence[float | None]) -> None:
+        best.update(zip((chosen[i] for i in share), strengths, strict=True))
+
+    if executor is None:
+        for i in range(len(chosen)):
+            take(range(i, i + 1), _best(searches(range(i, i + 1))))
+    else:
+        shares = shares_of(range(len(chosen)), executor, LEAST, MOST)
+        label = context.prepared.label
+        run_shares(lambda share: partial(_best, searches(share)), shares, executor, take, label)
+    return {link: strength for link, strength in best.items() if strength is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """All that a link's strength is chosen by; can be sent to another process.
+
+    seen: what its readers read, placed as that is quantized. maxima: of their weights, a channel.
+    """
+
+    seen: Observed
+    maxima: Float64Array
+    placed: ActivationPlacement
+    layers: Sequence[_Layer]
+
+    def error(self, strength: float) -> float:
+        s = strength_scales(self.seen.maxima, self.maxima, strength)
+        return _error(self.seen.rows, s, self.placed, self.layers)
+
+    def best(self) -> float | None:
+        """The strength with the smallest error of all readers together, None if none is better."""
+        found = {strength: self.error(strength) for strength in STRENGTHS}
+        middle = min(found, key=lambda a: found[a])
+        for strength in (round(middle - STEP, 1), round(middle + STEP, 1)):
+            found[strength] = self.error(strength)
+        best = min(found, key=lambda a: found[a])
+        nothing = _error(self.seen.rows, np.ones(len(self.maxima)), self.placed, self.layers)
+        return best if found[best] < nothing else None
+
+
+def _search(context: Context, plan: Plan, link: Link, seen: Observed) -> _Search:
     activations = {use: a for a in plan.placement.activations for use in a.uses}
-    placed = activations[Use(link.readers[0], 0)]
-    layers = [_layer(context, plan, scaled) for scaled in link.multiplied]
-    maxima = weight_maxima(context.prepared, link)
+    return _Search(
+        seen,
+        weight_maxima(context.prepared, link),
+        activations[Use(link.readers[0], 0)],
+        [_layer(context, plan, scaled) for scaled in link.multiplied],
+    )
 
-    def error(strength: float) -> float:
-        s = strength_scales(seen.maxima, maxima, strength)
-        return _error(seen.rows, s, placed, layers)
 
-    found = {strength: error(strength) for strength in STRENGTHS}
-    middle = min(found, key=lambda a: found[a])
-    for strength in (round(middle - STEP, 1), round(middle + STEP, 1)):
-        found[strength] = error(strength)
-    best = min(found, key=lambda a: found[a])
-    nothing = _error(seen.rows, np.ones(link.channels), placed, layers)
-    return best if found[best] < nothing else None
+def _best(searches: Sequence[_Search]) -> list[float | None]:
+    """The results of some searches, in a worker or here."""
+    return [search.best() for search in searches]
 
 
 @dataclass(frozen=True, eq=False)

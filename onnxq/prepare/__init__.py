@@ -13,7 +13,9 @@ matmul_add.py  MatMul + Add of a bias becomes Gemm (static mode)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -30,6 +32,8 @@ from onnxq.prepare.matmul_add import matmul_add_to_gemm
 from onnxq.prepare.names import NameMap, unique_names
 from onnxq.prepare.opset import raise_opset
 from onnxq.prepare.shapes import fold_shapes
+from onnxq.qtypes import Array
+from onnxq.runtime import attached, detached
 from onnxq.wellformed import silent
 
 __all__ = ["NameMap", "Prepared", "prepare"]
@@ -45,6 +49,15 @@ class Prepared:
     ir: ir.Model
     names: NameMap
     label: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To be sent to another process, which onnx-ir's objects cannot be."""
+        content, weights = detached(self.ir.clone())
+        return _received, (content, weights, self.names, self.label)
+
+
+def _received(content: bytes, weights: Mapping[str, Array], names: NameMap, label: str) -> Prepared:
+    return Prepared(attached(content, weights), names, label)
 
 
 @collector_paused()

@@ -8,21 +8,33 @@ ranks them even where the network as a whole has collapsed, and where two nodes 
 8 bits cannot hold (left float alone, neither of them brings anything). Elementwise nodes are not
 quantized alone, since int8 would cost time there; they are ranked by what leaving them brings.
 
-What comes before a node is calculated once for all nodes, in float and quantized.
+What comes before a node is calculated once for all nodes, in float and quantized. No node waits for
+another, so that workers may measure shares of them (`onnxq.spread`): each makes the same variants
+of the same plan, and has onnxruntime choose its threads as it does here, so that the bits are those
+of one process.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
 
 from onnxq.improve.frontier import Batch
 from onnxq.improve.judge import Errors, Judge
 from onnxq.improve.mixed.variants import Unit, Variant, Variants, Walk
+from onnxq.improve.reference import Reference
+from onnxq.spread import Share, Spread, run_shares, shares_of
 
 __all__ = ["Progress", "Sensitivity", "sensitivities"]
 
 Progress = Callable[[int, int], None]
+
+# Nodes of a share: enough to outweigh the sessions of the network around them, and few enough to
+# spread
+LEAST, MOST = 4, 32
 
 
 @dataclass(frozen=True)
@@ -40,49 +52,119 @@ class Sensitivity:
     noise: float
 
 
+@dataclass(eq=False)
+class _Found:
+    """Errors by node: with it alone quantized, and with it alone in float."""
+
+    quantized: dict[str, Errors] = field(default_factory=dict)
+    floating: dict[str, Errors] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return len(self.quantized) + len(self.floating)
+
+    def add(self, other: _Found) -> None:
+        self.quantized |= other.quantized
+        self.floating |= other.floating
+
+
 def sensitivities(
     variants: Variants,
-    units: Sequence[Unit],
-    judge: Judge,
-    batches: tuple[Batch, ...],
+    reference: Reference,
     progress: Progress | None = None,
     *,
     both: bool = False,
+    spread: Spread = Spread(),  # noqa: B008  # frozen
 ) -> list[Sensitivity]:
-    """Of all units, the one that loses most first.
+    """Of all units of the variants, the one that loses most first.
 
-    batches: the samples that `judge` knows. both: measure alone in float what need not be, too.
+    reference: the samples to measure on. both: measure alone in float what need not be, too.
+    spread: who measures; the same bits.
     """
-    core = [unit for unit in units if unit.core]
-    floating = [unit for unit in units if both or not unit.core]
-    total, done = len(core) + len(floating), 0
+    units = variants.units
+    core = sum(unit.core for unit in units)
+    total = core + (len(units) if both else len(units) - core)
+    found = _Found()
 
     def tick() -> None:
-        nonlocal done
-        done += 1
         if progress is not None:
-            progress(done, total)
+            progress(found.count, total)
 
-    whole = judge.errors_of(variants.base.start(batches).outputs(variants.base.plan))
-    alone: dict[str, Errors] = {}
-    for unit, errors in _sweep(variants.floating, core, variants.only, judge, batches):
-        alone[unit.node] = errors
-        tick()
-    left: dict[str, Errors] = {}
-    for unit, errors in _sweep(
-        variants.base, floating, lambda unit: variants.left([unit]), judge, batches
-    ):
-        left[unit.node] = errors
-        tick()
-    found = []
+    if spread.elsewhere is None:
+        _measure(variants, units, reference, found, tick, both=both)
+    else:
+        _measure_elsewhere(variants, reference, spread.elsewhere, found, tick, both=both)
+    judge = Judge(variants.base.emulated, reference)
+    whole = judge.errors(variants.base.plan)
+    ranking = []
     for unit in units:
-        quantized, float_ = alone.get(unit.node), left.get(unit.node)
+        quantized, floating = found.quantized.get(unit.node), found.floating.get(unit.node)
         if quantized is not None:
             noise = float(quantized.noise.sum())
         else:
-            noise = max(0.0, float(whole.noise.sum() - left[unit.node].noise.sum()))
-        found.append(Sensitivity(unit, _sqnr(quantized), _sqnr(float_), noise))
-    return sorted(found, key=lambda s: -s.noise)  # those that are equal in the graph's order
+            noise = max(0.0, float(whole.noise.sum() - found.floating[unit.node].noise.sum()))
+        ranking.append(Sensitivity(unit, _sqnr(quantized), _sqnr(floating), noise))
+    return sorted(ranking, key=lambda s: -s.noise)  # those that are equal in the graph's order
+
+
+def _measure(
+    variants: Variants,
+    units: Sequence[Unit],
+    reference: Reference,
+    found: _Found,
+    tick: Callable[[], None],
+    *,
+    both: bool,
+) -> None:
+    """What some of the units cost, into `found`."""
+    judge = Judge(variants.base.emulated, reference)
+    core = [unit for unit in units if unit.core]
+    batches = reference.batches
+    for unit, errors in _sweep(variants.floating, core, variants.only, judge, batches):
+        found.quantized[unit.node] = errors
+        tick()
+    floating = [unit for unit in units if both or not unit.core]
+    for unit, errors in _sweep(
+        variants.base, floating, lambda unit: variants.left([unit]), judge, batches
+    ):
+        found.floating[unit.node] = errors
+        tick()
+
+
+def _measure_elsewhere(
+    variants: Variants,
+    reference: Reference,
+    executor: Executor | int,
+    found: _Found,
+    tick: Callable[[], None],
+    *,
+    both: bool,
+) -> None:
+    sent = pickle.dumps((variants, reference))  # once for all shares
+
+    def take(_: Share, part: _Found) -> None:
+        found.add(part)
+        tick()
+
+    shares = shares_of(range(len(variants.units)), executor, LEAST, MOST)
+    run_shares(
+        lambda share: partial(_measure_share, sent, share, both=both),
+        shares,
+        executor,
+        take,
+        variants.label,
+    )
+
+
+def _measure_share(sent: bytes, share: Share, *, both: bool) -> _Found:
+    """In a worker: what a share of the units costs."""
+    variants: Variants
+    reference: Reference
+    variants, reference = pickle.loads(sent)
+    found = _Found()
+    units = [variants.units[i] for i in share]
+    _measure(variants, units, reference, found, lambda: None, both=both)
+    return found
 
 
 def _sqnr(errors: Errors | None) -> float | None:

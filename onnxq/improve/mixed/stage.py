@@ -21,7 +21,6 @@ from onnxq.data.samples import Samples
 from onnxq.errors import DataError
 from onnxq.improve.context import Context, chosen_samples
 from onnxq.improve.emulated import float_outputs
-from onnxq.improve.judge import Judge
 from onnxq.improve.ledger import Ledger
 from onnxq.improve.levels import LEVELS
 from onnxq.improve.macs import macs_of
@@ -34,6 +33,7 @@ from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared
 from onnxq.recipe import Rule, StaticRecipe
 from onnxq.runtime import RuntimeFailureError
+from onnxq.spread import Spread
 
 __all__ = ["LeftFloat", "Mixed", "MixedReport", "Setup", "is_wanted", "mix"]
 
@@ -95,7 +95,10 @@ class MixedReport:
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What the stage works with. place, write: the pipeline's ways to a placement and to a file."""
+    """What the stage works with.
+
+    place, write: the pipeline's ways to a placement and to a file. spread: who ranks the nodes.
+    """
 
     prepared: Prepared
     calibration: Calibration
@@ -105,6 +108,7 @@ class Setup:
     evaluate: Evaluate | None = None
     write: Write | None = None
     tell: Callable[[str], None] | None = None
+    spread: Spread = Spread()  # noqa: RUF009  # frozen
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +193,7 @@ class _Stage:
         ranking: list[Sensitivity] = []
         search = Search(variants, ranking, self._meter, goal, self._ledger, start)
         try:
-            judge, batches = ranking_judge(context)
-            ranking += sensitivities(variants, self._units, judge, batches)
+            ranking += sensitivities(variants, ranking_reference(context), spread=setup.spread)
             search = Search(variants, ranking, self._meter, goal, self._ledger, start)
             search.run()
         except KeyboardInterrupt:
@@ -244,17 +247,15 @@ class _Stage:
         )
 
 
-def ranking_judge(context: Context) -> tuple[Judge, Any]:
-    """A judge of some of the samples to fit to, and their batches: nodes are ranked on these."""
+def ranking_reference(context: Context) -> Reference:
+    """Of some of the samples to fit to: nodes are ranked on these."""
     whole, chosen, samples = context.reference, [], 0
     for batch in context.fit.batches:
         if samples >= RANKED:
             break
         chosen.append(batch)
         samples += batch.samples
-    batches = tuple(chosen)
-    part = Reference(batches, list(whole.outputs)[: len(batches)], {})
-    return Judge(context.emulated, part), batches
+    return Reference(tuple(chosen), list(whole.outputs)[: len(chosen)], {})
 
 
 def _samples(count: int, recipe: StaticRecipe) -> tuple[list[int], list[int]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -169,9 +170,9 @@ class Walk:
 
 
 class Variants:
-    """Makes the variants of one plan.
+    """Makes the variants of one plan. Can be sent to another process if `place` can.
 
-    base: the plan itself. floating: nothing is quantized.
+    base: the plan itself. floating: nothing is quantized. units: the nodes that can be left float.
     """
 
     def __init__(
@@ -183,7 +184,7 @@ class Variants:
         place: Place,
     ) -> None:
         self._prepared, self._calibration, self._plan = prepared, calibration, plan
-        self._place, self._units = place, units
+        self._place, self.units = place, units
         self._cuts = frozenset(unit.node for unit in units if unit.core)
         self._shared = _Shared()
         self.base = self._variant(plan)
@@ -191,13 +192,23 @@ class Variants:
         for variant in (self.base, self.floating):
             variant.emulated.keep()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without sessions: where it arrives it is made anew."""
+        made_of = (self._prepared, self._calibration, self._plan, self.units, self._place)
+        return Variants, made_of
+
+    @property
+    def label(self) -> str:
+        """How messages name the model."""
+        return self._prepared.label
+
     def left(self, units: Collection[Unit], *, stored: bool = False) -> Variant:
         """With these left float. stored: their weights are INT16 all the same."""
         return self.of(self.rules(units, stored=stored)) if units else self.base
 
     def only(self, unit: Unit) -> Variant:
         """With this one quantized alone."""
-        ops = tuple(sorted({u.op_type for u in self._units}))
+        ops = tuple(sorted({u.op_type for u in self.units}))
         return self.of(
             [Rule(ops=ops, leave_float=True), Rule(nodes=(unit.name,), leave_float=False)]
         )
