@@ -7,20 +7,16 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import onnx
 
-from onnxq.calibration import Calibration
-from onnxq.collect import Progress
 from onnxq.converters import Conversion, Workspace, to_onnx
 from onnxq.data.images import ImageOptions
-from onnxq.data.samples import DataLike
 from onnxq.errors import ModelError, OptionError
 from onnxq.files import check_writable
-from onnxq.improve.mixed.goals import Evaluate
 from onnxq.model import ModelLike, load
-from onnxq.pipeline import Call, PathLike, Tell, collect_statistics, run
+from onnxq.pipeline import Call, PathLike, Tell, run
 from onnxq.recipe import (
     DEFAULT_METHOD,
     Accuracy,
@@ -36,6 +32,12 @@ from onnxq.recipe_file import load_recipe
 from onnxq.report import Report
 from onnxq.save import save
 from onnxq.spread import Spread
+
+if TYPE_CHECKING:
+    from onnxq.calibration import Calibration
+    from onnxq.collect import Progress
+    from onnxq.data.samples import DataLike
+    from onnxq.improve.mixed.goals import Evaluate
 
 __all__ = ["calibrate", "export", "quantize", "quantize_dynamic", "quantize_static"]
 
@@ -454,6 +456,8 @@ def calibrate(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     merged = dataclasses.replace(base or StaticRecipe(), **changes)  # type: ignore[arg-type]  # each has its field's type
+    from onnxq.static_mode import collect_statistics  # dynamic mode needs none of it
+
     return collect_statistics(
         load(model),
         data,

@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from onnxq.wellformed import graph_of_proto
 
-__all__ = ["message_of", "model_of"]
+__all__ = ["GRAPH", "INITIALIZER", "RAW_DATA", "message_of", "model_of", "prefix"]
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
@@ -180,11 +180,15 @@ def _varint(content: mmap.mmap, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def _framed(number: int, content: bytes) -> bytes:
-    """A field of bytes: tag, length, content."""
-    length, head = len(content), bytearray([number << 3 | BYTES])
+def prefix(number: int, length: int) -> bytes:
+    """What stands before the content of a field of bytes: its tag and its length."""
+    head = bytearray([number << 3 | BYTES])
     while length >= 0x80:
         head.append(length & 0x7F | 0x80)
         length >>= 7
     head.append(length)
-    return bytes(head) + content
+    return bytes(head)
+
+
+def _framed(number: int, content: bytes) -> bytes:
+    return prefix(number, len(content)) + content

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnxq._version import __version__
-from onnxq.calibration import Calibration
 from onnxq.data.samples import Samples, Subset
 from onnxq.data.split import Split
-from onnxq.improve import Ledger
-from onnxq.improve.mixed.stage import MixedReport
 from onnxq.model import SourceModel
 from onnxq.plans import Plan
 from onnxq.prepare import Prepared
 from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.recipe_file import recipe_to_dict
 from onnxq.report import Report, macs_in_int8, notes_on, operator_counts, source_bytes, weight_bytes
-from onnxq.saturation import Verdict
 from onnxq.session import integer_io_of, metadata_of
 from onnxq.targets import TARGETS, target_of
 from onnxq.verify import Verification
 
 if TYPE_CHECKING:  # dynamic mode needs none of it
+    from onnxq.calibration import Calibration
+    from onnxq.improve import Ledger
+    from onnxq.improve.mixed.stage import MixedReport
+    from onnxq.saturation import Verdict
     from onnxq.tune import Tuning
 
 __all__ = ["Clock", "Data", "Made", "Written", "metadata_for", "report_on"]

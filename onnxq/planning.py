@@ -14,13 +14,14 @@ import onnx_ir as ir
 from onnxq.calibration import Calibration
 from onnxq.model import ModelLike, load
 from onnxq.parametrize import check_finite, parametrize
-from onnxq.pipeline import PathLike, place, prepare_for, statistics_of
+from onnxq.pipeline import PathLike, place, prepare_for
 from onnxq.plans import ActivationPlacement, Placement, Plan, Use
 from onnxq.prepare import Prepared
 from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.recipe_file import load_recipe, recipe_to_dict
 from onnxq.saturation import guard
 from onnxq.selection import Choices
+from onnxq.static_mode import statistics_of
 
 __all__ = ["PlanReport", "check_patterns", "plan"]
 

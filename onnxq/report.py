@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.data.split import Split
-from onnxq.improve.ledger import Ledger
 from onnxq.model import SourceModel, initializers
 from onnxq.plans import Placement, Plan, Skip
 from onnxq.prepare import Prepared
 from onnxq.qtypes import INT8
 from onnxq.recipe import DynamicRecipe, Recipe, StaticRecipe
 from onnxq.runtime import foreign_ops
-from onnxq.saturation import Verdict
 from onnxq.session import integer_io_of, needed_options
 from onnxq.verify import Verification
 
 if TYPE_CHECKING:  # dynamic mode needs none of it
+    from onnxq.improve.ledger import Ledger
     from onnxq.improve.mixed.stage import MixedReport
     from onnxq.measure.macs import IntegerShare
+    from onnxq.saturation import Verdict
     from onnxq.tune import Tuning
 
 __all__ = [

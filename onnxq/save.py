@@ -10,16 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import google.protobuf.message
-import numpy as np
 import onnx
 import onnx.checker
 import onnx_ir as ir
@@ -28,15 +24,13 @@ from onnxq.errors import OutputError
 from onnxq.files import locked, make_public
 from onnxq.mapped import message_of
 from onnxq.model import initializers, shape_of
-from onnxq.runtime import INLINE, PROTOBUF_LIMIT, model_size
+from onnxq.runtime import PROTOBUF_LIMIT, model_size
+from onnxq.streamed import contents, write_message
 
 __all__ = ["save", "to_proto"]
 
-# Tensors that are calculated while others are written
-AHEAD = 2
 # Bytes after which the disk is told to begin
 FLUSHED = 1 << 28
-LITTLE_ENDIAN = sys.byteorder == "little"
 
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -87,14 +81,14 @@ def _save(model: ir.Model, path: Path, check: Check, old_data: set[Path], *, lar
             dir=path.parent, prefix=f".{path.name}.", suffix=".onnx"
         )
         os.close(handle)
+        _drop_value_info(model)
         if large:
-            _drop_value_info(model)
             new_data = _write_data(model, path)
-            proto = ir.to_proto(model)
-        else:
-            proto = to_proto(model)
         with open(temporary, "wb") as file:
-            file.write(proto.SerializeToString(deterministic=True))
+            if large:
+                file.write(ir.to_proto(model).SerializeToString(deterministic=True))
+            else:
+                write_message(model, file)
             file.flush()
             os.fsync(file.fileno())
         check(Path(temporary))
@@ -126,8 +120,9 @@ def _write_data(model: ir.Model, path: Path) -> Path:
     try:
         with os.fdopen(handle, "wb") as file, ThreadPoolExecutor(1) as pool:
             flushed, flush = 0, pool.submit(os.fsync, handle)
-            for value, tensor, content in _calculated(model):
-                places.append((value, tensor, file.tell(), len(content.data)))
+            for content in contents(initializers(model), hashed=True):
+                length = len(content.data)
+                places.append((content.value, content.tensor, file.tell(), length))
                 digest.update(content.digest)
                 file.write(content.data)
                 if file.tell() - flushed > FLUSHED and flush.done():
@@ -152,43 +147,6 @@ def _write_data(model: ir.Model, path: Path) -> Path:
             base_dir=path.parent,
         )
     return final
-
-
-@dataclass(frozen=True)
-class _Content:
-    """The bytes of a tensor, and their SHA-256."""
-
-    data: bytes | memoryview
-    digest: bytes
-
-
-def _calculated(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol, _Content]]:
-    """The initializers that go beside the model, and their bytes; the next are on their way."""
-    pending: deque[tuple[ir.Value, ir.TensorProtocol, Future[_Content]]] = deque()
-    with ThreadPoolExecutor(AHEAD) as pool:
-        for value in initializers(model):
-            tensor = value.const_value
-            if tensor is None or tensor.nbytes < INLINE or tensor.dtype == ir.DataType.STRING:
-                continue
-            pending.append((value, tensor, pool.submit(_content, tensor)))
-            if len(pending) > AHEAD:
-                value, tensor, calculated = pending.popleft()
-                yield value, tensor, calculated.result()
-        while pending:
-            value, tensor, calculated = pending.popleft()
-            yield value, tensor, calculated.result()
-
-
-def _content(tensor: ir.TensorProtocol) -> _Content:
-    data: bytes | memoryview
-    if isinstance(tensor, ir.LazyTensor) and tensor.dtype.bitwidth >= 8 and LITTLE_ENDIAN:
-        array = np.ascontiguousarray(tensor.numpy())  # whose memory is written as it is
-        data = array.reshape(-1).view(np.uint8).data
-    else:
-        data = tensor.tobytes()
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
-    return _Content(data, hashlib.sha256(data).digest())
 
 
 def _data_files(path: Path) -> set[Path]:
