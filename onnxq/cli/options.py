@@ -60,6 +60,7 @@ class Encoding(StrEnum):
 class Method(StrEnum):
     KL, HIST, PERCENTILE, MSE, EMD, PTF = "KL", "hist", "percentile", "mse", "emd", "ptf"
     AVG, ABS_MAX, MIN_MAX = "avg", "abs_max", "min_max"
+    AUTO = "auto"
 
 
 class AccuracyLevel(StrEnum):
@@ -68,6 +69,7 @@ class AccuracyLevel(StrEnum):
 
 class PassName(StrEnum):
     SMOOTHQUANT, EQUALIZATION = "smoothquant", "equalization"
+    RANGE_CHOICE = "range_choice"
     BIAS_CORRECTION, ROUNDING, ADAROUND = "bias_correction", "rounding", "adaround"
 
 

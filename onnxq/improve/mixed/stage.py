@@ -21,6 +21,7 @@ from onnxq.data.samples import Samples
 from onnxq.errors import DataError
 from onnxq.improve.context import Context, chosen_samples
 from onnxq.improve.emulated import float_outputs
+from onnxq.improve.frontier import Batch
 from onnxq.improve.judge import Judge
 from onnxq.improve.ledger import Ledger
 from onnxq.improve.levels import LEVELS
@@ -29,7 +30,6 @@ from onnxq.improve.mixed.goals import Evaluate, Goal, Meter, Score, Write
 from onnxq.improve.mixed.search import NAME, Choice, Search
 from onnxq.improve.mixed.sensitivity import Sensitivity, sensitivities
 from onnxq.improve.mixed.variants import Place, Unit, Variants, units_of
-from onnxq.improve.reference import Reference
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared
 from onnxq.recipe import Rule, StaticRecipe
@@ -244,17 +244,9 @@ class _Stage:
         )
 
 
-def ranking_judge(context: Context) -> tuple[Judge, Any]:
+def ranking_judge(context: Context) -> tuple[Judge, tuple[Batch, ...]]:
     """A judge of some of the samples to fit to, and their batches: nodes are ranked on these."""
-    whole, chosen, samples = context.reference, [], 0
-    for batch in context.fit.batches:
-        if samples >= RANKED:
-            break
-        chosen.append(batch)
-        samples += batch.samples
-    batches = tuple(chosen)
-    part = Reference(batches, list(whole.outputs)[: len(batches)], {})
-    return Judge(context.emulated, part), batches
+    return context.judge_of_fit(RANKED)
 
 
 def _samples(count: int, recipe: StaticRecipe) -> tuple[list[int], list[int]]:
