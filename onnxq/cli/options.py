@@ -267,7 +267,10 @@ def static_options(
     ] = None,
     method: Annotated[
         Method | None,
-        typer.Option(help="How ranges are chosen; default mse.", rich_help_panel=RANGES),
+        typer.Option(
+            help="How ranges are chosen; default mse. auto: for each tensor, by the outputs.",
+            rich_help_panel=RANGES,
+        ),
     ] = None,
     percentile: Annotated[
         float | None,

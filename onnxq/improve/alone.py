@@ -28,9 +28,10 @@ LEAST = 4
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A tensor's candidates: method -> parameters."""
+    """A tensor's candidates: method -> parameters. own: the method of the plan, one of them."""
 
     tensor: str
+    own: MethodOptions
     candidates: Mapping[MethodOptions, QuantParams]
 
 

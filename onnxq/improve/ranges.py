@@ -15,7 +15,7 @@ which only the ends are known.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from onnxq.improve.judge import Errors
 from onnxq.improve.ledger import Entry
 from onnxq.numerics.quantize import range_of
 from onnxq.numerics.ranges import AUTO, AUTO_START
+from onnxq.numerics.statistics import TensorStatistics
 from onnxq.parametrize import params_from_statistics
 from onnxq.plans import ActivationPlacement, Placement, Plan
 from onnxq.qtypes import QuantParams
@@ -45,7 +46,7 @@ CANDIDATES = (
 KL_BITS = 8
 # Runs of the network over the samples to fit to that the search may take, and making sure of it
 WALKS = 3, 5
-# Share of the whole noise that a tensor's range has to take away to be looked at again
+# Share of the noise of all ranges that another one has to take away to be looked at again
 MATTERS = 0.01
 # Candidates that are looked at again
 FINALISTS = 2
@@ -55,7 +56,8 @@ SURE = 2.0
 SAME = 2.0
 # How often all choices are halved where they do not help together
 HALVINGS = 2
-NO_HISTOGRAM = "only its smallest and largest value were collected: its method needs no histogram"
+NO_HISTOGRAM = "only smallest and largest values were collected: the method needs no histogram"
+NOTHING = "no tensor has several ranges to choose among"
 START = f"{AUTO} is {AUTO_START} then"
 LATE = "it has to come before what is fitted to the ranges"
 
@@ -87,60 +89,66 @@ def choose_ranges(context: Context, plan: Plan) -> None:
     if any(u.values is not None or u.integers is not None for u in plan.updates.values()):
         context.ledger.skip(NAME, LATE)
         return
-    trials = list(_trials(context, plan))
+    trials = _trials(context, plan)
     if not trials:
-        context.ledger.skip(NAME, "no tensor has ranges to choose among")
         return
     chosen = _chosen(context, Alone(context, plan.params), trials)
     if not chosen:
         context.ledger.skip(NAME, f"no other range is better for any of {len(trials)} tensors")
         return
     kept = _offer(context, chosen, HALVINGS)
-    for found in chosen:
-        where = "of the outputs, with it alone in integers"
-        why = f"{found.words}; {where}"
-        known = found.tensor in kept
-        entry = Entry(NAME, found.tensor, found.before, found.after, known, why, "error")
+    for c in chosen:
+        why = f"{c.words}: of the outputs, with it alone in integers"
+        entry = Entry(NAME, c.tensor, c.before, c.after, c.tensor in kept, why, "error")
         context.ledger.add(entry)
 
 
 def _chosen(context: Context, alone: Alone, trials: Sequence[Trial]) -> list[_Chosen]:
     """What gains most first: looked for on few samples, and made sure of on more."""
-    fit, whole = context.ledger.fit, float(context.errors.noise.sum())
-    hopeful: list[tuple[float, Trial]] = []
+    fit, whole = context.ledger.fit, 0.0
+    first: list[tuple[float, Trial]] = []
     for trial, errors in alone.errors(trials, WALKS[0] * fit):
         noise = {method: float(e.noise.sum()) for method, e in errors.items()}
-        before, *others = trial.candidates
-        others.sort(key=noise.__getitem__)
-        gain = noise[before] - noise[others[0]]
-        if gain > MATTERS * whole:
-            kept = (before, *others[:FINALISTS])
-            candidates = {method: trial.candidates[method] for method in kept}
-            hopeful.append((gain, dataclasses.replace(trial, candidates=candidates)))
-    hopeful.sort(key=lambda pair: -pair[0])
+        before, *others = sorted(noise, key=lambda m: (m != trial.own, noise[m]))
+        candidates = {m: trial.candidates[m] for m in (before, *others[:FINALISTS])}
+        whole += noise[before]
+        first.append((noise[before] - noise[others[0]], Trial(trial.tensor, before, candidates)))
+    hopeful = sorted((pair for pair in first if pair[0] > MATTERS * whole), key=lambda p: -p[0])
     measured = alone.errors([trial for _, trial in hopeful], WALKS[1] * fit)
     found = [best for trial, errors in measured if (best := _best(trial, errors)) is not None]
     return sorted(found, key=lambda c: c.after - c.before)
 
 
-def _trials(context: Context, plan: Plan) -> Iterator[Trial]:
-    """Of each tensor with several ranges to choose among; the first is that of the plan."""
+def _trials(context: Context, plan: Plan) -> list[Trial]:
+    """Of each tensor with several ranges to choose among."""
+    found, ranges_only = [], []
     for activation in _owners(plan.placement):
         stats = context.calibration.of(activation.owner)
-        if stats is None:
+        if stats is not None and stats.histogram is None:
+            ranges_only.append(activation.owner)
+        elif stats is not None:
+            candidates = _candidates(activation, plan.params[activation.owner], stats)
+            found.append(Trial(activation.owner, activation.method, candidates))
+    found = [trial for trial in found if len(trial.candidates) > 1]
+    if found:
+        for tensor in ranges_only:
+            context.ledger.skip(NAME, NO_HISTOGRAM, tensor)
+    else:
+        context.ledger.skip(NAME, NO_HISTOGRAM if ranges_only else NOTHING)
+    return found
+
+
+def _candidates(
+    activation: ActivationPlacement, own: QuantParams, stats: TensorStatistics
+) -> dict[MethodOptions, QuantParams]:
+    found = {activation.method: own}
+    for method in CANDIDATES:
+        if method.method == "KL" and activation.spec.qtype.bits > KL_BITS:
             continue
-        if stats.histogram is None:
-            context.ledger.skip(NAME, NO_HISTOGRAM, activation.owner)
-            continue
-        found = {activation.method: plan.params[activation.owner]}
-        for method in CANDIDATES:
-            if method.method == "KL" and activation.spec.qtype.bits > KL_BITS:
-                continue
-            params = params_from_statistics(dataclasses.replace(activation, method=method), stats)
-            if not any(_same(params, other) for other in found.values()):
-                found[method] = params
-        if len(found) > 1:
-            yield Trial(activation.owner, found)
+        params = params_from_statistics(dataclasses.replace(activation, method=method), stats)
+        if not any(_same(params, other) for other in found.values()):
+            found[method] = params
+    return found
 
 
 def _owners(placement: Placement) -> list[ActivationPlacement]:
@@ -162,8 +170,8 @@ def _same(one: QuantParams, other: QuantParams) -> bool:
 
 def _best(trial: Trial, errors: Mapping[MethodOptions, Errors]) -> _Chosen | None:
     """The candidate with the least noise, if that is less than the plan's range has for sure."""
-    before, *others = trial.candidates
-    method = min(others, key=lambda m: float(errors[m].noise.sum()))
+    before = trial.own
+    method = min(errors, key=lambda m: float(errors[m].noise.sum()))
     gain, error = errors[method].gain_over(errors[before])
     if gain <= SURE * error:
         return None
@@ -182,7 +190,7 @@ def _offer(context: Context, chosen: Sequence[_Chosen], halvings: int) -> set[st
     )
     candidate = context.remade(dataclasses.replace(placement, activations=activations))
     node = chosen[0].tensor if len(chosen) == 1 else None
-    if context.offer(NAME, node, candidate, f"the ranges of {_count(chosen)}", sure=SURE):
+    if context.offer(NAME, node, candidate, _words(chosen), sure=SURE):
         return set(tensors)
     if len(chosen) == 1 or halvings == 0:
         return set()
@@ -192,5 +200,5 @@ def _offer(context: Context, chosen: Sequence[_Chosen], halvings: int) -> set[st
     )
 
 
-def _count(chosen: Sequence[_Chosen]) -> str:
-    return f"{len(chosen)} tensors" if len(chosen) > 1 else chosen[0].words
+def _words(chosen: Sequence[_Chosen]) -> str:
+    return chosen[0].words if len(chosen) == 1 else f"the ranges of {len(chosen)} tensors"
