@@ -345,7 +345,8 @@ def quantize_static(
     data: samples for the ranges of activations (see `onnxq.data.samples.open_samples`); unlabelled.
     samples: how many to calibrate with, None for all. batch_size: how many run at once.
     images: how image files become arrays.
-    method: KL, hist (percentile), mse, emd, ptf, avg, abs_max or min_max.
+    method: KL, hist (percentile), mse, emd, ptf, avg, abs_max or min_max; or auto, which chooses
+        for each tensor by the error of the outputs.
     percentile: for `hist`, the share to cover (0.9999, or 99.99 percent).
     accuracy: what is done beyond ranges: `none`; `fast`, about as long as calibration; `balanced`;
         or `best`, minutes. Whatever makes the outputs worse is taken back; see `Report.ledger`.
@@ -354,7 +355,7 @@ def quantize_static(
         samples that nothing was fitted to; the report says which (`Report.mixed`).
     evaluate, max_drop: the same for a number of your own: a function (or `module:function`) that
         takes the path of a model, higher being better, and how far below float's it may be.
-    passes: names of passes besides those of the level: smoothquant, equalization,
+    passes: names of passes besides those of the level: smoothquant, equalization, range_choice,
         bias_correction, rounding, adaround.
     target: one of onnxruntime-x86, onnxruntime-arm, openvino, tensorrt, paddle; None for
         onnxruntime on this machine's kind of processor.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -45,7 +46,14 @@ from onnxq.qtypes import (
     QuantSpec,
 )
 
-__all__ = ["check_finite", "parametrize", "params_from_statistics", "refit_biases", "tensor_of"]
+__all__ = [
+    "check_finite",
+    "joined",
+    "parametrize",
+    "params_from_statistics",
+    "refit_biases",
+    "tensor_of",
+]
 
 THREADS = min(4, os.cpu_count() or 1)
 # The integer that the bias of a channel without weights becomes
@@ -84,18 +92,28 @@ def parametrize(
             owners.setdefault(activation.owner, activation)
     with ThreadPoolExecutor(THREADS) as pool:
         params.update(zip(owners, pool.map(of_activation, owners.values()), strict=True))
-    pending = [a for a in placement.activations if a.joins]
+    params.update(joined(placement.activations, params))
+    biases = _fit_biases(prepared, placement, params)
+    return Plan(placement, params, biases, _to_mean(nearest, spread, params))
+
+
+def joined(
+    activations: Sequence[ActivationPlacement], params: Mapping[str, QuantParams]
+) -> dict[str, QuantParams]:
+    """Parameters of the tensors that a Concat gives; params: of all others."""
+    found: dict[str, QuantParams] = {}
+    known = ChainMap(found, dict(params))
+    pending = [a for a in activations if a.joins]
     while pending:  # a Concat may join what another one gives, in order one pass does
         waiting = []
         for activation in pending:
-            if all(part in params for part in activation.joins):
-                parts = [params[part] for part in activation.joins]
-                params[activation.owner] = _union(activation.spec, parts)
+            if all(part in known for part in activation.joins):
+                parts = [known[part] for part in activation.joins]
+                found[activation.owner] = _union(activation.spec, parts)
             else:
                 waiting.append(activation)
         pending = waiting
-    biases = _fit_biases(prepared, placement, params)
-    return Plan(placement, params, biases, _to_mean(nearest, spread, params))
+    return found
 
 
 def check_finite(prepared: Prepared, placement: Placement) -> None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxq.calibration import Calibration
 from onnxq.model import ModelLike, load
+from onnxq.numerics.ranges import AUTO
 from onnxq.parametrize import check_finite, parametrize
 from onnxq.pipeline import PathLike, place, prepare_for
 from onnxq.plans import ActivationPlacement, Placement, Plan, Use
@@ -132,8 +133,8 @@ class PlanReport:
         if activation.owner != activation.tensor:
             return f"range of {activation.owner}"
         method = activation.method
-        share = f" {method.share:g}" if method.method in ("hist", "percentile") else ""
-        return f"by {method.method}{share}"
+        start = ", which auto goes on from" if method.method == AUTO else ""
+        return f"by {method.words}{start}"
 
     def _params(self, key: str) -> dict[str, Any]:
         params = self.plan.params.get(key)

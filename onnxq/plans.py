@@ -76,7 +76,7 @@ class ActivationPlacement:
     unit_range: the range is 0..1 by definition.
     joins: the quantized tensors of which it is a Concat; its range is the union of theirs.
     uses: the inputs of quantized nodes, each of which reads a DequantizeLinear of its own.
-    method: how its range is chosen.
+    method: how its range is chosen. ruled: a rule says so.
     requantized: its producer fuses with the QuantizeLinear, so that float readers must read a
         DequantizeLinear as well.
     """
@@ -89,6 +89,7 @@ class ActivationPlacement:
     requantized: bool
     unit_range: bool = False
     joins: tuple[str, ...] = ()
+    ruled: bool = False
 
 
 @dataclass(frozen=True)

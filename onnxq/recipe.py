@@ -24,7 +24,7 @@ from typing import (
 from onnxq.data.images import ImageOptions
 from onnxq.errors import OptionError
 from onnxq.isa import ISAS, SATURATING, host_isa
-from onnxq.numerics.ranges import METHODS
+from onnxq.numerics.ranges import AUTO, AUTO_START, METHODS
 from onnxq.targets import TARGETS, target_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ ENCODINGS = ("qdq", "fold")
 GUARDED_TARGET = "onnxruntime-x86"
 ACCURACIES = ("none", "fast", "balanced", "best")
 # Passes that can be asked for by name; improve/levels.py has them
-PASSES = ("smoothquant", "equalization", "bias_correction", "rounding", "adaround")
+PASSES = ("smoothquant", "equalization", "range_choice", "bias_correction", "rounding", "adaround")
 # What a rule may set in each mode; the rest means nothing there
 STATIC_ONLY = ("method", "percentile")
 
@@ -82,6 +82,12 @@ class MethodOptions:
     @property
     def share(self) -> float:
         return self.percentile / 100 if self.percentile > 1.0 else self.percentile
+
+    @property
+    def words(self) -> str:
+        """The method by which a range is made, and its parameter."""
+        name = AUTO_START if self.method == AUTO else self.method
+        return f"{name} {self.share:g}" if name in ("hist", "percentile") else name
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Choice:
 
     left: why the user's choice leaves it float; None if it does not.
     symmetric: None for the mode's or the target's own choice.
-    insisted: a rule says that it is not left float.
+    insisted: a rule says that it is not left float. ruled: a rule sets the method.
     """
 
     left: str | None
@@ -38,6 +38,7 @@ class Choice:
     symmetric: bool | None
     method: MethodOptions
     insisted: bool = False
+    ruled: bool = False
 
 
 class Choices:
@@ -151,6 +152,7 @@ def _apply(rule: Rule, choice: Choice) -> Choice:
         granularity=rule.granularity or choice.granularity,
         symmetric=choice.symmetric if rule.symmetric is None else rule.symmetric,
         method=rule.method_from(choice.method),
+        ruled=choice.ruled or rule.method is not None,
     )
 
 

@@ -60,6 +60,7 @@ class Encoding(StrEnum):
 class Method(StrEnum):
     KL, HIST, PERCENTILE, MSE, EMD, PTF = "KL", "hist", "percentile", "mse", "emd", "ptf"
     AVG, ABS_MAX, MIN_MAX = "avg", "abs_max", "min_max"
+    AUTO = "auto"
 
 
 class AccuracyLevel(StrEnum):
@@ -68,6 +69,7 @@ class AccuracyLevel(StrEnum):
 
 class PassName(StrEnum):
     SMOOTHQUANT, EQUALIZATION = "smoothquant", "equalization"
+    RANGE_CHOICE = "range_choice"
     BIAS_CORRECTION, ROUNDING, ADAROUND = "bias_correction", "rounding", "adaround"
 
 
@@ -265,7 +267,10 @@ def static_options(
     ] = None,
     method: Annotated[
         Method | None,
-        typer.Option(help="How ranges are chosen; default mse.", rich_help_panel=RANGES),
+        typer.Option(
+            help="How ranges are chosen; default mse. auto: for each tensor, by the outputs.",
+            rich_help_panel=RANGES,
+        ),
     ] = None,
     percentile: Annotated[
         float | None,

@@ -7,6 +7,8 @@ frontier.py   where that network stands for some samples; the rest can be run fr
 reference.py  the float network's outputs and means
 judge.py      the error of a plan, on samples that nothing was fitted to, with its standard error
 ledger.py     what each pass tried, and whether it was kept
+alone.py      what one tensor costs with all else in float
+ranges.py     each tensor's calibration method by that; method auto
 bias.py       sequential bias correction
 rescaling.py  where channels can be divided by s and multiplied again: links, and another network
 observed.py   what the channels of links hold

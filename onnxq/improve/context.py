@@ -13,7 +13,7 @@ from onnxq.improve.emulated import Emulated
 from onnxq.improve.frontier import Batch, Frontier
 from onnxq.improve.judge import Errors, Judge
 from onnxq.improve.ledger import Entry, Ledger
-from onnxq.improve.reference import BATCH, MOST_HELD, FloatNetwork, batches_of, read
+from onnxq.improve.reference import BATCH, MOST_HELD, FloatNetwork, Reference, batches_of, read
 from onnxq.parametrize import parametrize
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared
@@ -111,15 +111,35 @@ class Context:
                 self._means = network(self.fit.batches, means=True).means
         return self._means
 
+    def reference_of_fit(self, most: int) -> Reference:
+        """Of about `most` of the samples to fit to, evenly spread."""
+        whole = self.reference
+        samples = max(batch.samples for batch in whole.batches)
+        count = min(len(whole.batches), max(1, -(-most // samples)))
+        chosen = [i * len(whole.batches) // count for i in range(count)]
+        batches = tuple(whole.batches[i] for i in chosen)
+        return Reference(batches, [whole.outputs[i] for i in chosen], {})
+
+    def remade(self, placement: Placement) -> Plan:
+        """The plan of another placement of the same tensors, before any pass."""
+        return self._remake(self.prepared, placement, self.calibration)
+
     def offer(
-        self, step: str, node: str | None, candidate: Plan, why: str, errors: Errors | None = None
+        self,
+        step: str,
+        node: str | None,
+        candidate: Plan,
+        why: str,
+        errors: Errors | None = None,
+        sure: float = 1.0,
     ) -> bool:
         """Measure a candidate, keep it if it is better than the best, and write that down.
 
         why: what the change is. errors: of the candidate, where the pass has measured them.
+        sure: standard errors that it has to gain.
         """
         found = self.judge.errors(candidate) if errors is None else errors
-        kept = self._decide(step, node, found, why)
+        kept = self._decide(step, node, found, why, sure)
         if kept:
             self.best = candidate
         return kept

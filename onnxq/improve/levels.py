@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnxq.calibration import Calibration
 from onnxq.data.samples import Samples
-from onnxq.improve import bias, equalization, rounding, smoothquant
+from onnxq.improve import bias, equalization, ranges, rounding, smoothquant
 from onnxq.improve.context import Context, Remake, chosen_samples
 from onnxq.improve.emulated import float_outputs
 from onnxq.improve.ledger import Ledger
@@ -63,6 +63,7 @@ PASSES: Mapping[str, Pass] = {
     for p in (
         Pass(smoothquant.NAME, smoothquant.smooth, smoothquant.cost),
         Pass(equalization.NAME, equalization.equalize, equalization.cost),
+        Pass(ranges.NAME, ranges.choose_ranges, ranges.cost),
         Pass(bias.NAME, bias.correct_biases, lambda c: 2 * c.ledger.fit + c.ledger.judge),
         # the moments and the search take about as long again as four walks through the network
         Pass(rounding.NAME, rounding.round_weights, lambda c: 6 * (c.ledger.fit + c.ledger.judge)),
@@ -108,7 +109,9 @@ def improve(
     Ctrl-C ends it early, with the best plan until then.
     """
     chosen = LEVELS[level]
-    names = [name for name in PASSES if name in chosen.passes or name in extra]
+    auto = ranges.asks_for_it(plan.placement)
+    asked = {*chosen.passes, *extra, *([ranges.NAME] if auto else [])}
+    names = [name for name in PASSES if name in asked]
     ledger = Ledger(level)
     if not names or not plan.placement.activations:
         return Improved(prepared, calibration, plan, ledger)
@@ -120,8 +123,9 @@ def improve(
     why = None if parts[0] else FEW_SAMPLES.format(count)
     why = why if float_outputs(prepared.ir.graph) else NO_OUTPUT
     if samples is None or why is not None:
+        why = NO_SAMPLES if samples is None or why is None else why
         for name in names:
-            ledger.skip(name, NO_SAMPLES if samples is None or why is None else why)
+            ledger.skip(name, f"{why}; {ranges.START}" if auto and name == ranges.NAME else why)
         return Improved(prepared, calibration, plan, ledger)
     started = time.perf_counter()
     best = plan

@@ -27,7 +27,16 @@ from onnxq.numerics.quantize import fake_quantize
 from onnxq.numerics.statistics import TensorStatistics
 from onnxq.qtypes import Float64Array
 
-__all__ = ["BINS", "METHODS", "RANGES_ONLY", "Range", "RangeOptions", "kl_threshold"]
+__all__ = [
+    "AUTO",
+    "AUTO_START",
+    "BINS",
+    "METHODS",
+    "RANGES_ONLY",
+    "Range",
+    "RangeOptions",
+    "kl_threshold",
+]
 
 BINS = 2048
 # Shares of the full range that mse and emd try, and ptf
@@ -267,3 +276,7 @@ METHODS: dict[str, Method] = {
     "abs_max": abs_max,
     "min_max": min_max,
 }
+
+# Chosen for each tensor by what the outputs lose (improve/ranges.py); this is where it starts from
+AUTO, AUTO_START = "auto", "mse"
+METHODS[AUTO] = METHODS[AUTO_START]

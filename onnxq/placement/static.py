@@ -107,6 +107,7 @@ class _Placer:
                 requantized=value in self.integers,
                 unit_range=self._is_unit_range(value),
                 joins=self._joins(value, uses.keys()),
+                ruled=self._choice(value).ruled,
             )
             for value, found in uses.items()
             if found or value in self.integers

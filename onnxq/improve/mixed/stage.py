@@ -249,13 +249,7 @@ class _Stage:
 
 def ranking_reference(context: Context) -> Reference:
     """Of some of the samples to fit to: nodes are ranked on these."""
-    whole, chosen, samples = context.reference, [], 0
-    for batch in context.fit.batches:
-        if samples >= RANKED:
-            break
-        chosen.append(batch)
-        samples += batch.samples
-    return Reference(tuple(chosen), list(whole.outputs)[: len(chosen)], {})
+    return context.reference_of_fit(RANKED)
 
 
 def _samples(count: int, recipe: StaticRecipe) -> tuple[list[int], list[int]]:

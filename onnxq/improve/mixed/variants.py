@@ -30,7 +30,7 @@ from onnxq.prepare import Prepared
 from onnxq.qtypes import Array, QuantParams
 from onnxq.recipe import Rule
 
-__all__ = ["Aligned", "Place", "Unit", "Variant", "Variants", "Walk", "units_of"]
+__all__ = ["Aligned", "Place", "Shared", "Unit", "Variant", "Variants", "Walk", "units_of"]
 
 # What the recipe places with these rules added to its own
 Place = Callable[[Sequence[Rule]], Placement]
@@ -81,8 +81,8 @@ def units_of(prepared: Prepared, placement: Placement, macs: Mapping[str, int]) 
 
 
 @dataclass(eq=False)
-class _Shared:
-    """What the emulations of all variants share.
+class Shared:
+    """What the emulations of variants share.
 
     keys: of the parts whose sessions are kept; those of other parts go with their variant.
     """
@@ -98,7 +98,7 @@ class Aligned(Emulated):
     """A placement in parts that begin at given nodes, whether or not it quantizes them."""
 
     def __init__(
-        self, prepared: Prepared, placement: Placement, cuts: frozenset[str], shared: _Shared
+        self, prepared: Prepared, placement: Placement, cuts: frozenset[str], shared: Shared
     ) -> None:
         self._cuts, self._shared = cuts, shared
         self._keys: dict[int, Key] = {}
@@ -186,7 +186,7 @@ class Variants:
         self._prepared, self._calibration, self._plan = prepared, calibration, plan
         self._place, self.units = place, units
         self._cuts = frozenset(unit.node for unit in units if unit.core)
-        self._shared = _Shared()
+        self._shared = Shared()
         self.base = self._variant(plan)
         self.floating = self._variant(Plan(Placement(()), {}))
         for variant in (self.base, self.floating):
