@@ -14,6 +14,7 @@ import onnxq
 from benchmarks.assets import IMAGENET_SCALED, NETWORKS, Network, load_images
 from benchmarks.common import Array, plain_session
 from benchmarks.models import MODELS, random_inputs
+from benchmarks.models_mobile import MOBILE
 from benchmarks.workshop import SEED, Workshop
 from onnxq.data.samples import Samples
 
@@ -66,7 +67,7 @@ class Subject:
         """Why it cannot be measured here, if it cannot."""
         if self.network is not None and not self.network.file.is_file():
             return f"{self.network.file} is not there"
-        if self.network is None and self.name not in MODELS:
+        if self.network is None and self.name not in {*MODELS, *MOBILE}:
             return f"benchmarks/models.py makes no {self.name}"
         return None
 
