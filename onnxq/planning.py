@@ -53,6 +53,7 @@ class PlanReport:
                     "type": str(w.spec),
                     "form": w.form,
                     "corrected": w.corrected,
+                    "padding": w.padding,
                     "used_by": self._users(w.uses),
                     **self._params(w.tensor),
                 }
@@ -91,7 +92,7 @@ class PlanReport:
         for row in found["weights"]:
             yield (
                 f"weight {row['tensor']}: {row['type']}, {_FORMS[row['form']]}, "
-                f"{'corrected, ' if row['corrected'] else ''}"
+                f"{'corrected, ' if row['corrected'] else ''}{_padding(row['padding'])}"
                 f"{_numbers(row)}; for {', '.join(row['used_by'])}"
             )
         for row in found["activations"]:
@@ -155,6 +156,12 @@ _FORMS = {
     "qdq": "stored, read through DequantizeLinear",
     "fold": "stored, read through Cast and Mul",
 }
+
+
+def _padding(channels: int) -> str:
+    if not channels:
+        return ""
+    return f"with {channels} more input channel{'s' if channels > 1 else ''} of zeros, "
 
 
 def _numbers(row: dict[str, Any]) -> str:

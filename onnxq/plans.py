@@ -44,6 +44,8 @@ class WeightPlacement:
     form: how they are read. `kernel`: through a DequantizeLinear a reader, which fuses with it into
         an int8 kernel. `qdq`, `fold`: the weight is only stored as integers, and one
         DequantizeLinear, or Cast and Mul, gives the float tensor to all that read it.
+    padding: input channels of zeros that it gets at its end, and with it the integers that its
+        Convs read (see placement/padding.py).
     """
 
     tensor: str
@@ -53,6 +55,7 @@ class WeightPlacement:
     kind: str = "weight"
     others: bool = False
     corrected: bool = False
+    padding: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.data.split import Split
 from onnxq.model import SourceModel, initializers
+from onnxq.placement.padding import padding_notes
 from onnxq.plans import Placement, Plan, Skip
 from onnxq.prepare import Prepared
 from onnxq.qtypes import INT8
@@ -224,6 +225,7 @@ def notes_on(
             "weights are stored as Cast and Mul (--encoding fold), as the model has "
             "QuantizeLinear or DequantizeLinear already: the option that qdq needs turns them off"
         )
+    found += padding_notes(placement)
     for name, params in integer_io_of(metadata).items():
         found.append(
             f"{name!r} is {params.dtype}: real value = "

@@ -3,6 +3,8 @@
 Weights    integer initializer -> DequantizeLinear (or Cast -> Mul) -> its readers
 Borders    integer graph input -> one DequantizeLinear a reader; QuantizeLinear -> graph output
 Activations  producer -> QuantizeLinear -> one DequantizeLinear a reader
+Padding    QuantizeLinear (or an integer graph input) -> Pad with channels of the zero point -> the
+           DequantizeLinear of a Conv whose weight has zeros there (see placement/padding.py)
 Guards     float Conv or Gemm -> LeakyRelu(alpha 1) -> QuantizeLinear. onnxruntime quantizes a float
            Conv or Gemm that stands between a DequantizeLinear and a QuantizeLinear by itself, per
            tensor, at load. A LeakyRelu of slope 1 changes no value, is merged into the Conv's own
@@ -20,7 +22,7 @@ import onnx_ir as ir
 from onnxq.lean import collector_paused
 from onnxq.model import new_value, read, shape_of
 from onnxq.numerics.correction import round_to_mean
-from onnxq.numerics.quantize import dequantize, quantize
+from onnxq.numerics.quantize import dequantize, quantize, with_zero_channels
 from onnxq.plans import ActivationPlacement, BiasPlacement, Plan, Use, WeightPlacement
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Array, PerChannel, QuantParams
@@ -60,7 +62,7 @@ def _round(x: Array, plan: Plan, name: str) -> Array:
 
 
 def chosen_integers(x: Array, plan: Plan, name: str) -> Array:
-    """The integers of a weight with the values x."""
+    """The integers of a weight with the values x, without its padding."""
     params, update = plan.params[name], plan.updates.get(name)
     if update is not None and update.integers is not None:
         return update.integers.astype(params.spec.qtype.dtype)
@@ -69,15 +71,30 @@ def chosen_integers(x: Array, plan: Plan, name: str) -> Array:
     return quantize(x, params)
 
 
+def _stored_integers(x: Array, plan: Plan, placed: WeightPlacement) -> Array:
+    return with_zero_channels(chosen_integers(x, plan, placed.tensor), placed.padding)
+
+
 def _lazy(
-    name: str, source: ir.TensorProtocol, dtype: ir.DataType, convert: Callable[[Array], Array]
+    name: str,
+    source: ir.TensorProtocol,
+    dtype: ir.DataType,
+    convert: Callable[[Array], Array],
+    padding: int = 0,
 ) -> ir.LazyTensor:
-    """A tensor that is calculated when it is written, and not kept."""
+    """A tensor that is calculated when it is written, and not kept.
+
+    padding: how many more channels, along axis 1, `convert` gives.
+    """
 
     def evaluate() -> ir.TensorProtocol:
         return ir.Tensor(read(source, convert), dtype=dtype, name=name)
 
-    return ir.LazyTensor(evaluate, dtype=dtype, shape=shape_of(source), name=name)
+    shape = shape_of(source)
+    if padding:
+        rows, channels, *rest = shape.numpy()
+        shape = ir.Shape([rows, channels + padding, *rest])
+    return ir.LazyTensor(evaluate, dtype=dtype, shape=shape, name=name)
 
 
 class _Rewriter:
@@ -94,6 +111,13 @@ class _Rewriter:
         self.names.update(v.name for g in model.graphs() for v in (*g.inputs, *_initializers(g)))
         self.holders = {name: g for g in model.graphs() for name in g.initializers}
         self.constants: dict[tuple[int, str], ir.Value] = {}
+        self.padding = {
+            Use(use.node, 0): weight.padding
+            for weight in plan.placement.weights
+            if weight.padding
+            for use in weight.uses
+        }
+        self.padded: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def run(self) -> None:
         for name in self.plan.placement.guarded:
@@ -124,8 +148,8 @@ class _Rewriter:
         if update is not None and update.values is not None:
             source = ir.tensor(update.values, name=name)
         dtype = ir.DataType.from_numpy(params.spec.qtype.dtype)
-        choose = functools.partial(chosen_integers, plan=self.plan, name=name)
-        integers = _lazy(name, source, dtype, choose)
+        choose = functools.partial(_stored_integers, plan=self.plan, placed=placed)
+        integers = _lazy(name, source, dtype, choose, placed.padding)
         if placed.form == "kernel":
             q = self._initializer(graph, f"{name}_quantized", integers)
             for use in placed.uses:
@@ -214,7 +238,8 @@ class _Rewriter:
         ]
         self._insert_behind(value, [q])
         for use in placed.uses:
-            dq = self._dequantize(self.graph, q.outputs[0], params, key, explicit=True, label=name)
+            integers = self._integers_for(use, q.outputs[0], params, key, name)
+            dq = self._dequantize(self.graph, integers, params, key, explicit=True, label=name)
             reader = self.nodes[use.node]
             reader.prepend(dq)
             reader.replace_input_with(use.index, dq.outputs[0])
@@ -251,10 +276,30 @@ class _Rewriter:
         dtype = ir.DataType.from_numpy(params.spec.qtype.dtype)
         taken = ir.Value(name=name, shape=value.shape, type=ir.TensorType(dtype))
         for reader, i in list(value.uses()):
-            dq = self._dequantize(self.graph, taken, params, key, explicit=True, label=name)
+            use = Use(reader.name or "", i)
+            integers = self._integers_for(use, taken, params, key, name)
+            dq = self._dequantize(self.graph, integers, params, key, explicit=True, label=name)
             reader.prepend(dq)
             reader.replace_input_with(i, dq.outputs[0])
         self.graph.inputs[self.graph.inputs.index(value)] = taken
+
+    def _integers_for(
+        self, use: Use, integers: ir.Value, params: QuantParams, key: str, label: str
+    ) -> ir.Value:
+        """The integers as this use reads them: with the channels of zeros that its Conv wants."""
+        count = self.padding.get(use, 0)
+        if not count:
+            return integers
+        if (integers, count) not in self.padded:
+            pads = self._shared(
+                self.graph, f"pad_{count}_channels", np.array([0, 0, 0, 0, 0, count, 0, 0])
+            )
+            _, zero_point = self._params(self.graph, params, key, explicit=True)
+            pad = ir.node("Pad", [integers, pads, zero_point], name=self._unique(f"{label}_Pad"))
+            pad.outputs[0].name = self._unique(f"{label}_padded")
+            self._insert_behind(integers, [pad])
+            self.padded[integers, count] = pad.outputs[0]
+        return self.padded[integers, count]
 
     def _take_over_output(
         self, value: ir.Value, replacement: ir.Value, params: QuantParams | None = None

@@ -24,6 +24,7 @@ from onnxq.data.sources import NOTHING_WRITTEN
 from onnxq.errors import ModelError
 from onnxq.isa import SATURATING
 from onnxq.model import read
+from onnxq.numerics.quantize import with_zero_channels
 from onnxq.numerics.saturation import (
     FULL,
     INT16_MAX,
@@ -135,13 +136,17 @@ def _count(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Product:
-    """A node that multiplies uint8 activations with int8 weights in a kernel that may saturate."""
+    """A node that multiplies uint8 activations with int8 weights in a kernel that may saturate.
+
+    padding: channels of zeros behind those of the activation and the weight: they are in the pairs.
+    """
 
     node: str
     weight: str
     activation: ActivationPlacement
     layout: Layout
     channels: int
+    padding: int = 0
 
     def layer(self, pairs: Pairs) -> Layer:
         return Layer(self.node, len(np.unique(pairs.channel)), self.channels)
@@ -214,7 +219,9 @@ def _products(prepared: Prepared, plan: Plan) -> Iterator[_Product]:
                 continue
             if plan.activation_params(activation).spec.qtype == UINT8:
                 label = plan.placement.labels.get(use.node, use.node)
-                yield _Product(label, weight.tensor, activation, layout, params.scale.size)
+                channels = params.scale.size
+                padding = weight.padding
+                yield _Product(label, weight.tensor, activation, layout, channels, padding)
 
 
 def _layout(node: ir.Node, shape: Sequence[int], channel_axis: int | None) -> Layout | None:
@@ -258,10 +265,11 @@ def _pairs(prepared: Prepared, plan: Plan, product: _Product) -> _Found:
     least = INT16_MAX / UINT8_MAX - 2 * error
 
     def find(values: Array) -> _Found:
-        real = find_pairs(values, scale, product.layout, least=least)
+        padded = with_zero_channels(values, product.padding)
+        real = find_pairs(padded, scale, product.layout, least=least)
         whole = real.rounded()
         if update is not None and (to_mean is not None or update.integers is not None):
-            q = chosen_integers(values, plan, product.weight).astype(np.float32)
+            q = _integers(values, plan, product)
             whole = find_pairs(q, np.ones_like(scale), product.layout, least=least)
         beyond = whole.where(np.abs(whole.first + whole.second) > PAIR_LIMIT)
         return _Found(real, error, beyond, scale.shape)
@@ -281,11 +289,17 @@ def _can_saturate(prepared: Prepared, plan: Plan, product: _Product) -> bool:
 
     def find(values: Array) -> bool:
         if not chosen:
-            return any_pair(values, params.scale, product.layout)
-        q = chosen_integers(values, plan, product.weight)
-        return any_pair(q.astype(np.float32), np.ones_like(params.scale), product.layout)
+            padded = with_zero_channels(values, product.padding)
+            return any_pair(padded, params.scale, product.layout)
+        q = _integers(values, plan, product)
+        return any_pair(q, np.ones_like(params.scale), product.layout)
 
     return _values(prepared, plan, product.weight, find)
+
+
+def _integers(values: Array, plan: Plan, product: _Product) -> Array:
+    q = chosen_integers(values, plan, product.weight).astype(np.float32)
+    return with_zero_channels(q, product.padding)
 
 
 def _raised(plan: Plan, factors: Mapping[str, Float64Array]) -> Plan:
@@ -347,6 +361,7 @@ def _take(fronts: dict[str, Fronts], x: Array, plan: Plan, product: _Product) ->
     name = product.activation.tensor
     params = plan.activation_params(product.activation)
     axis = 1 if product.layout.groups is not None else x.ndim - 1
+    x = with_zero_channels(x, product.padding)
     if name not in fronts:
         fronts[name] = empty_fronts(x.shape[axis] // 2)
     if x.size:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from onnxq.errors import OptionError
 from onnxq.qtypes import INT8, INT16, UINT8, PerTensor, QType, QuantSpec
 
-__all__ = ["TARGETS", "Costs", "Target", "default_target", "target_of"]
+__all__ = ["TARGETS", "Costs", "Padding", "Target", "default_target", "target_of"]
 
 _ORT_OPS = frozenset(
     {"Conv", "Gemm", "MatMul", "Relu", "Clip"}
@@ -41,6 +41,19 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Padding:
+    """Convs that are the faster with `to` input channels in place of `channels`.
+
+    outputs: how many output channels they have at least. positions: of the kernel, at most.
+    """
+
+    channels: int
+    to: int
+    outputs: int
+    positions: int
+
+
+@dataclass(frozen=True)
 class Target:
     """What a runtime runs fast.
 
@@ -53,6 +66,8 @@ class Target:
     skip_input_only: of a residual Add, quantize the branch that does not come straight from a
         weighted op, which the runtime fuses with the Add.
     costs: by which islands that would lose time are left float; None where nobody measured them.
+    paddings: the Convs of few input channels that are the faster for more of them, of zeros (see
+        placement/padding.py); none where nobody measured it.
     """
 
     name: str
@@ -63,18 +78,35 @@ class Target:
     skip_input_only: bool = False
     weight: QType = INT8
     costs: Costs | None = None
+    paddings: tuple[Padding, ...] = ()
 
     def at(self, bits: int) -> Target:
         """The same for weights and activations of 8 or 16 bits; both are symmetric at 16."""
         if bits == self.weight.bits:
             return self
         activation = QuantSpec(INT16, PerTensor(), symmetric=True)
-        return replace(self, activation=activation, weight=INT16, integer_bias=True, costs=None)
+        return replace(
+            self,
+            activation=activation,
+            weight=INT16,
+            integer_bias=True,
+            costs=None,
+            paddings=(),
+        )
 
 
 _PLAIN = Target("onnxruntime-x86", QuantSpec(UINT8, PerTensor(), symmetric=False), _ORT_OPS)
 # measured with AVX512-VNNI
-_X86 = replace(_PLAIN, costs=Costs(product=1 / 145, element=0.1, grouped=0.4, conversion=0.4))
+_X86 = replace(
+    _PLAIN,
+    costs=Costs(product=1 / 145, element=0.1, grouped=0.4, conversion=0.4),
+    paddings=(
+        Padding(3, to=4, outputs=16, positions=25),
+        Padding(3, to=4, outputs=32, positions=49),
+        Padding(2, to=4, outputs=16, positions=9),
+        Padding(1, to=4, outputs=24, positions=9),
+    ),
+)
 _SYMMETRIC = QuantSpec(INT8, PerTensor(), symmetric=True)
 
 TARGETS: dict[str, Target] = {

@@ -118,9 +118,17 @@ def _activations(model: ir.Model) -> Iterator[_Quantized]:
             # an output that is integers has taken over the tensor's name
             tensor = result.name or "" if result.is_graph_output() else name
             yield _Quantized(tensor, result.name or "", scale, zero_point)
-        elif source in model.graph.inputs and name not in seen:
+        elif (given := _unpadded(source)) in model.graph.inputs and given.name not in seen:
+            name = given.name or ""
             seen.add(name)
             yield _Quantized(name, name, scale, zero_point)
+
+
+def _unpadded(value: ir.Value) -> ir.Value:
+    """The integers before channels of zeros were added for a Conv (see placement/padding.py)."""
+    node = value.producer()
+    source = node.inputs[0] if node is not None and node.op_type == "Pad" else None
+    return value if source is None else source
 
 
 def _run(
@@ -201,6 +209,8 @@ def _weights(floats: ir.Model, quantized: ir.Model) -> Iterator[LayerComparison]
             continue
         seen.add(name)
         x = np.asarray(tensor.numpy(), np.float32)
+        if x.ndim == values.ndim == 4:  # without the channels of zeros of a padded Conv
+            values = values[:, : x.shape[1]]
         if x.shape != values.shape:
             continue
         sums = ErrorSums(centred=False)

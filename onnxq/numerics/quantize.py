@@ -25,6 +25,7 @@ __all__ = [
     "quantize",
     "range_of",
     "symmetric_params",
+    "with_zero_channels",
 ]
 
 # Below this a scale loses precision (float32 subnormals): such a tensor is zero for all purposes.
@@ -135,6 +136,11 @@ def dequantize(q: Array, params: QuantParams) -> Float32Array:
     scale, zero_point = _along(params, q.ndim)
     wide = q.astype(np.int64) if params.spec.qtype.bits > 16 else q.astype(np.int32)
     return np.asarray((wide - zero_point).astype(np.float32) * scale, np.float32)
+
+
+def with_zero_channels(x: Array, count: int) -> Array:
+    """x [rows, channels, ...] with so many more channels, of zeros, behind its own."""
+    return np.pad(x, [(0, count if axis == 1 else 0) for axis in range(x.ndim)]) if count else x
 
 
 def _along(params: QuantParams, ndim: int) -> tuple[Float32Array, Array]:

@@ -7,6 +7,7 @@ existing.py  what is quantized in the model already
 fused.py     groups of nodes that stay float as a whole
 islands.py   groups of int8 nodes that integers connect
 paying.py    static mode: which of those would lose time
+padding.py   static mode: which Convs get channels of zeros, for speed
 """
 
 from onnxq.placement.static import place_static

@@ -14,6 +14,7 @@ from onnxq.model import constant
 from onnxq.optable import Role, rule_of
 from onnxq.placement.existing import check_something_is_float
 from onnxq.placement.nodes import ChosenNodes, bias_of
+from onnxq.placement.padding import with_padding
 from onnxq.placement.weights import granularity_of, place_weights
 from onnxq.plans import (
     ActivationPlacement,
@@ -74,6 +75,8 @@ class _Placer:
         stored = [weight for weight in self._stored() if weight.tensor not in known]
         self._leave_bodies()
         activations = self._activations()
+        if self.target.paddings:
+            kernels = with_padding(kernels, self.graph, activations, self.target.paddings)
         return Placement(
             weights=(*kernels, *stored),
             activations=activations,
