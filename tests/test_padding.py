@@ -14,6 +14,7 @@ import pytest
 import onnxq
 from benchmarks.isa import folder_for, machines
 from onnxq.errors import ModelError
+from onnxq.isa import host_isa
 from onnxq.numerics.quantize import with_zero_channels
 from tests.models import Array, Feed, build, normal, ops, optimized_ops, run, samples, weights_of
 
@@ -21,7 +22,7 @@ X86 = "onnxruntime-x86"
 AVX2 = machines()[1]
 needs_qemu = pytest.mark.skipif(AVX2.missing is not None, reason=str(AVX2.missing))
 NET = (
-    "(float[N,3,20,20] x) => (float[N,c,h,w] y) {"
+    "(float[N,3,32,32] x) => (float[N,c,h,w] y) {"
     " a = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w1, b1) r = Relu(a) y = Conv(r, w2) }"
 )
 WEIGHTS = {"w1": normal(24, 3, 3, 3), "b1": normal(24), "w2": normal(8, 24, 1, 1, seed=1)}
@@ -30,7 +31,7 @@ WEIGHTS = {"w1": normal(24, 3, 3, 3), "b1": normal(24), "w2": normal(8, 24, 1, 1
 def net(channels: int = 3, outputs: int = 24, kernel: Sequence[int] = (3, 3)) -> onnx.ModelProto:
     weights = {"w1": normal(outputs, channels, *kernel), "w2": normal(8, outputs, 1, 1, seed=1)}
     return build(
-        f"(float[N,{channels},20,20] x) => (float[N,c,h,w] y) {{"
+        f"(float[N,{channels},32,32] x) => (float[N,c,h,w] y) {{"
         " a = Conv(x, w1) r = Relu(a) y = Conv(r, w2) }",
         weights,
     )
@@ -38,7 +39,7 @@ def net(channels: int = 3, outputs: int = 24, kernel: Sequence[int] = (3, 3)) ->
 
 def feeds(channels: int = 3) -> list[Feed]:
     """Not around 0, so that the zero point of the image is not in the middle."""
-    found = samples("x", (1, channels, 20, 20))
+    found = samples("x", (1, channels, 32, 32))
     return [{"x": (feed["x"] + np.float32(0.7))} for feed in found]
 
 
@@ -145,8 +146,8 @@ def test_sixteen_bits_are_not_padded() -> None:
 def test_one_pad_serves_the_convs_that_gain_and_no_other() -> None:
     model = quantize(
         build(
-            "(float[N,3,20,20] x) => (float[N,16,18,18] a, float[N,16,18,18] b,"
-            " float[N,16,20,20] c, float[N,3,18,18] d, float[N,3,20,20] e) {"
+            "(float[N,3,32,32] x) => (float[N,16,30,30] a, float[N,16,30,30] b,"
+            " float[N,16,32,32] c, float[N,3,30,30] d, float[N,3,32,32] e) {"
             " a = Conv(x, w1) b = Conv(x, w2) c = Conv(x, w3) d = Conv<group=3>(x, w4)"
             " e = Sin(x) }",
             {
@@ -170,25 +171,53 @@ def test_one_pad_serves_the_convs_that_gain_and_no_other() -> None:
 
 def test_a_weight_of_two_convs_is_padded_for_both_or_not_at_all() -> None:
     text = (
-        "(float[N,3,20,20] x) => (float[N,16,18,18] a, float[N,16,18,18] b) {"
-        " z = Sin(x) a = Conv(x, w) %s b = Conv(v, w) }"
+        "(float[N,3,32,32] x) => (float[N,16,30,30] a, float[N,16,30,30] b) {"
+        " a = Conv(x, w) %s b = Conv(v, w) }"
     )
     rules = [onnxq.Rule(ops=("Conv",), leave_float=False)]
     weights = {"w": normal(16, 3, 3, 3)}
-    both = quantize(build(text % "v = Neg(z)", weights), rules=rules)
+    arithmetic = "u = Sub(x, c) v = Mul(c, u)"
+    both = quantize(build(text % arithmetic, {**weights, "c": normal(3, 1, 1)}), rules=rules)
     assert ops(both)["Pad"] == 2
     assert weights_of(both)["w_quantized"].shape == (16, 4, 3, 3)
     assert_same_bits(both, feeds()[:2])
-    inner = "u = Conv<pads=[1,1,1,1]>(z, w0) v = Relu(u)"
+    inner = "u = Conv<pads=[1,1,1,1]>(x, w0) v = Relu(u)"
     weights["w0"] = normal(3, 3, 3, 3, seed=1)
     one = quantize(build(text % inner, weights), rules=rules)
     assert not ops(one)["Pad"]
     assert weights_of(one)["w_quantized"].shape == (16, 3, 3, 3)
 
 
+@pytest.mark.parametrize(
+    ("before", "shape"),
+    [
+        ("v = Transpose<perm=[0,3,1,2]>(x)", (1, 32, 32, 3)),
+        ("t = Transpose<perm=[0,3,1,2]>(x) v = Mul(t, c)", (1, 32, 32, 3)),
+        ("s = Sin(x) v = Add(x, s)", (1, 3, 32, 32)),
+        ("u = Conv<pads=[1,1,1,1]>(x, w0) v = Relu(u)", (1, 3, 32, 32)),
+    ],
+)
+def test_what_need_not_come_channels_first_is_not_padded(
+    before: str, shape: tuple[int, ...]
+) -> None:
+    text = f"(float[{','.join(map(str, shape))}] x) => (float[N,16,30,30] y) {{ "
+    weights = {"w": normal(16, 3, 3, 3), "w0": normal(3, 3, 3, 3), "c": normal(3, 1, 1)}
+    model = build(f"{text}{before} y = Conv(v, w) }}", weights)
+    result = onnxq.quantize_static(model, None, samples("x", shape), target=X86)
+    assert isinstance(result, onnx.ModelProto)
+    assert weights_of(result)["w_quantized"].shape == (16, 3, 3, 3)
+    assert not ops(result)["Pad"]
+
+
+def test_small_images_are_not_padded() -> None:
+    images = samples("x", (1, 3, 14, 14))
+    model = build(NET.replace("32,32", "14,14"), WEIGHTS)
+    assert not ops(onnxq.quantize_static(model, None, images, target=X86))["Pad"]
+
+
 def test_a_weight_that_is_read_in_float_too_keeps_its_shape_there() -> None:
     text = (
-        "(float[N,3,20,20] x) => (float[N,16,18,18] a, float[16,3,3,3] s) {"
+        "(float[N,3,32,32] x) => (float[N,16,30,30] a, float[16,3,3,3] s) {"
         " a = Conv(x, w) s = Sin(w) }"
     )
     model = quantize(build(text, {"w": normal(16, 3, 3, 3)}))
@@ -256,7 +285,7 @@ def test_the_guard_counts_with_the_zeros(tmp_path: Path, outputs: int) -> None:
     for channels in (0, 1):
         w[:channels, 1] = 1  # with the first, beyond int16 in any case
         model = build(
-            "(float[N,3,20,20] x) => (float[N,8,h,w] y) { a = Conv(x, w) r = Relu(a)"
+            "(float[N,3,32,32] x) => (float[N,8,h,w] y) { a = Conv(x, w) r = Relu(a)"
             " y = Conv(r, v) }",
             {"w": w, "v": normal(8, outputs, 1, 1, scale=0.1)},
         )
@@ -268,21 +297,32 @@ def test_the_guard_counts_with_the_zeros(tmp_path: Path, outputs: int) -> None:
 
 @needs_qemu
 def test_the_real_kernels_pair_with_the_zeros(tmp_path: Path) -> None:
-    """On AVX2 the guarded file is exact, though pairs over two positions would saturate."""
+    """On AVX2 the guarded file is exact, and the one without the zeros is not."""
     w = np.abs(normal(32, 3, 3, 3))
     w[:, 1] *= 0.3  # so that some pairs fit, and others do not
     text = (
-        "(float[1,3,20,20] x) => (float[1,4,h,w] y) { a = Conv(x, w) r = Relu(a) y = Conv(r, v) }"
+        "(float[1,3,32,32] x) => (float[1,4,h,w] y) { a = Conv(x, w) r = Relu(a) y = Conv(r, v) }"
     )
     model = build(text, {"w": w, "v": normal(4, 32, 1, 1, seed=1)})
     data = [{"x": np.abs(feed["x"])} for feed in feeds()]
-    path = tmp_path / "q.onnx"
-    report = onnxq.quantize_static(model, path, data, target=X86, isa="avx2", method="min_max")
+    statistics, path = onnxq.calibrate(model, data), tmp_path / "q.onnx"
+    report = onnxq.quantize_static(
+        model, path, statistics=statistics, target=X86, isa="avx2", method="min_max"
+    )
     assert report.saturation is not None
-    assert report.saturation.possible
+    assert {row.node for row in report.saturation.raised} == {"n_a", "n_y"}
+    assert report.saturation.possible == ()
     assert ops(path)["Pad"] == 1
-    folders = [folder_for(tmp_path, "q", path, np.stack([feed["x"] for feed in data[:3]]))]
-    assert np.array_equal(machines()[0].run(folders)[0], AVX2.run(folders)[0])
+    bright = np.full((1, 3, 32, 32), 9, np.float32)
+    inputs = np.stack([bright, *(feed["x"] for feed in data[:2])])
+    folders = [folder_for(tmp_path, "q", path, inputs)]
+    plain = tmp_path / "plain.onnx"
+    onnx.save(unpadded(onnx.load(path)), plain)
+    folders.append(folder_for(tmp_path, "plain", plain, inputs))
+    here, there = machines()[0].run(folders), AVX2.run(folders)
+    assert np.array_equal(here[0], there[0])
+    if host_isa() == "vnni":
+        assert not np.array_equal(here[1], there[1])
 
 
 def test_zero_channels_stand_behind_the_others() -> None:

@@ -17,9 +17,11 @@ channels  outputs    kernel 2, 3     5               7
 Padded are the quantized Convs for which the target has a row (`Target.paddings`)
 
 1. of two spatial dimensions and one group, with a kernel larger than 1 x 1,
-2. whose input an int8 kernel does not give: integers that do not come channels first from a
-   QuantizeLinear, or as the graph's input, cost more to pad than that saves (1.06 to 1.14), and
-3. whose weight is read as integers by such Convs alone.
+2. whose input comes channels first: it is the graph's, as it is or after arithmetic with constants.
+   onnxruntime has channels last behind its int8 kernels, and moves a Transpose of the input past
+   what follows it; to pad these costs more than it saves (1.06 to 1.14, and 1.76),
+3. whose output has LEAST elements, if its size is known (less takes no time either way), and
+4. whose weight is read as integers by such Convs alone.
 
 The guard against saturation counts with the zeros: they are part of the pairs (saturation.py).
 """
@@ -38,6 +40,9 @@ from onnxq.targets import Padding
 
 __all__ = ["padding_notes", "with_padding"]
 
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Cast")
+# Elements of a Conv's output, for one sample
+LEAST = 4096
 # Nodes that the note names
 NAMED = 4
 
@@ -50,12 +55,9 @@ def with_padding(
 ) -> tuple[WeightPlacement, ...]:
     """The weights, with zeros where that saves time."""
     nodes = {node.name or "": node for node in graph}
-    inputs = {value.name for value in graph.inputs}
-    entering = {
-        use for a in activations if not a.requantized or a.tensor in inputs for use in a.uses
-    }
+    read = {use for activation in activations for use in activation.uses}
     return tuple(
-        dataclasses.replace(weight, padding=_padding(weight, nodes, entering, paddings))
+        dataclasses.replace(weight, padding=_padding(weight, nodes, read, paddings))
         for weight in weights
     )
 
@@ -63,14 +65,12 @@ def with_padding(
 def _padding(
     weight: WeightPlacement,
     nodes: Mapping[str, ir.Node],
-    entering: Collection[Use],
+    read: Collection[Use],
     paddings: Collection[Padding],
 ) -> int:
-    """How many channels the weight gets. entering: uses of integers that no int8 kernel gives."""
+    """How many channels the weight gets. read: where quantized activations are."""
     for use in weight.uses:
-        node = nodes[use.node]
-        plain = node.op_type == "Conv" and node.attributes.get_int("group", 1) == 1
-        if not plain or use.index != 1 or Use(use.node, 0) not in entering:
+        if use.index != 1 or Use(use.node, 0) not in read or not _gains(nodes[use.node]):
             return 0
     tensor = constant(nodes[weight.uses[0].node].inputs[1])
     if tensor is None or tensor.shape.rank() != 4:
@@ -83,6 +83,22 @@ def _padding(
         if p.channels == channels and outputs >= p.outputs and 1 < positions <= p.positions
     )
     return next(fitting, 0)
+
+
+def _gains(node: ir.Node) -> bool:
+    """Conditions 1 to 3, but for the weight's."""
+    if node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1:
+        return False
+    sizes = [d for d in list(node.outputs[0].shape or ())[1:] if isinstance(d, int)]
+    if len(sizes) == 3 and math.prod(sizes) < LEAST:
+        return False
+    value = node.inputs[0]
+    while value is not None and (producer := value.producer()) is not None:
+        varying = [v for v in producer.inputs if v is not None and constant(v) is None]
+        if producer.op_type not in ARITHMETIC or len(varying) != 1:
+            return False
+        value = varying[0]
+    return True
 
 
 def padding_notes(placement: Placement) -> list[str]:
