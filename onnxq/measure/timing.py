@@ -16,9 +16,9 @@ from onnxq.runtime import Feed, run
 __all__ = ["AWAKE", "BURST", "Spread", "interleaved", "latencies"]
 
 
-# Seconds for which the threads of onnxruntime's last session may go on looking for work: they make
-# the next one up to twice as slow
-AWAKE, BURST = 0.025, 5
+# Seconds for which the threads of the session before may go on looking for work. Until then the
+# next one is up to twice as slow: after 0.025 s it still is, after 0.1 s no longer
+AWAKE, BURST = 0.1, 5
 
 
 @dataclass(frozen=True)
