@@ -25,7 +25,7 @@ from onnxq.files import locked, make_public
 from onnxq.mapped import message_of
 from onnxq.model import initializers, shape_of
 from onnxq.runtime import PROTOBUF_LIMIT, model_size
-from onnxq.streamed import contents, write_message
+from onnxq.streamed import contents, is_large, write_message
 
 __all__ = ["save", "to_proto"]
 
@@ -120,7 +120,8 @@ def _write_data(model: ir.Model, path: Path) -> Path:
     try:
         with os.fdopen(handle, "wb") as file, ThreadPoolExecutor(1) as pool:
             flushed, flush = 0, pool.submit(os.fsync, handle)
-            for content in contents(initializers(model), hashed=True):
+            large = (value for value in initializers(model) if is_large(value.const_value))
+            for content in contents(large, hashed=True):
                 length = len(content.data)
                 places.append((content.value, content.tensor, file.tell(), length))
                 digest.update(content.digest)

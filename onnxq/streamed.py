@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.mapped import GRAPH, INITIALIZER, RAW_DATA, prefix
-from onnxq.model import shape_of
+from onnxq.model import initializers, shape_of
 from onnxq.runtime import INLINE
 
 __all__ = ["Content", "contents", "is_large", "write_message"]
@@ -47,13 +47,12 @@ def is_large(tensor: ir.TensorProtocol | None) -> bool:
 
 
 def contents(values: Iterable[ir.Value], *, hashed: bool = False) -> Iterator[Content]:
-    """Those of the large ones among initializers, in order; the next are on their way."""
+    """Those of initializers, in order; the next are on their way."""
     pending: deque[Future[Content]] = deque()
     with ThreadPoolExecutor(AHEAD) as pool:
         for value in values:
             tensor = value.const_value
-            if tensor is None or not is_large(tensor):
-                continue
+            assert tensor is not None
             pending.append(pool.submit(_content, value, tensor, hashed))
             if len(pending) > AHEAD:
                 yield pending.popleft().result()
@@ -75,11 +74,27 @@ def _content(value: ir.Value, tensor: ir.TensorProtocol, hashed: bool) -> Conten
 
 def write_message(model: ir.Model, file: BinaryIO) -> None:
     """Write the whole model, below 2 GB, as one message; it parses to `ir.to_proto(model)`."""
+    outside = {
+        value: tensor
+        for value in initializers(model)
+        if isinstance(tensor := value.const_value, ir.ExternalTensor)
+    }
     large = {
         name: tensor
         for name, value in model.graph.initializers.items()
-        if (tensor := value.const_value) is not None and is_large(tensor)
+        if (tensor := value.const_value) is not None and (value in outside or is_large(tensor))
     }
+    try:
+        for value, tensor in outside.items():
+            if value.name not in large or value.graph is not model.graph:  # of a body
+                value.const_value = ir.tensor(tensor.numpy(), name=value.name)
+        _write(model, large, file)
+    finally:
+        for value, tensor in outside.items():
+            value.const_value = tensor
+
+
+def _write(model: ir.Model, large: dict[str, ir.TensorProtocol], file: BinaryIO) -> None:
     proto = _without(model, large)
     heads = [_head(tensor, large) for tensor in proto.graph.initializer]
     del proto.graph.initializer[:]
@@ -89,7 +104,7 @@ def write_message(model: ir.Model, file: BinaryIO) -> None:
     size = sum(len(prefix(INITIALIZER, head.size)) + head.size for head in heads)
     file.write(prefix(GRAPH, len(graph) + size))
     file.write(graph)
-    calculated = contents(model.graph.initializers.values())
+    calculated = contents(model.graph.initializers[name] for name in large)
     for head in heads:
         file.write(prefix(INITIALIZER, head.size))
         file.write(head.content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.runtime import INLINE
-from onnxq.streamed import contents, write_message
+from onnxq.streamed import contents, is_large, write_message
 
 
 def written(model: ir.Model) -> bytes:
@@ -74,4 +75,50 @@ def test_documentation_and_strings_stay() -> None:
     text = numpy_helper.from_array(np.array(["a" * 900, "b" * 900], object), "s")
     model = model_with([text, large])
     assert onnx.ModelProto.FromString(written(model)) == ir.to_proto(model)
-    assert [c.value.name for c in contents(model.graph.initializers.values())] == ["w"]
+    apart = [v for v in model.graph.initializers.values() if is_large(v.const_value)]
+    assert [c.value.name for c in contents(apart)] == ["w"]
+
+
+def test_what_lay_beside_the_model_comes_into_it_whatever_its_size(tmp_path: Path) -> None:
+    """Also what a body of an If reads: nothing refers to the old file any more."""
+    values = {"small": np.arange(3, dtype=np.float32), "inner": np.arange(5, dtype=np.float32)}
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["inner"], ["z"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [5])],
+        [numpy_helper.from_array(values["inner"], "inner")],
+    )
+    branch = helper.make_node("If", ["x"], ["y"], then_branch=body, else_branch=body)
+    graph = helper.make_graph(
+        [branch],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [5])],
+        [numpy_helper.from_array(values["small"], "small")],
+    )
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    (tmp_path / "w.bin").write_bytes(b"".join(v.tobytes() for v in values.values()))
+    offsets = {"small": 0, "inner": 12}
+    for each in model.graphs():
+        for name, value in each.initializers.items():
+            value.const_value = ir.ExternalTensor(
+                "w.bin",
+                offsets[name],
+                values[name].nbytes,
+                ir.DataType.FLOAT,
+                shape=ir.Shape(values[name].shape),
+                name=name,
+                base_dir=tmp_path,
+            )
+    found = ir.from_proto(onnx.ModelProto.FromString(written(model)))
+    seen = [
+        (name, value.const_value)
+        for each in found.graphs()
+        for name, value in each.initializers.items()
+    ]
+    assert sorted(name for name, _ in seen) == ["inner", "inner", "small"]
+    for name, tensor in seen:
+        assert tensor is not None
+        assert not isinstance(tensor, ir.ExternalTensor)
+        np.testing.assert_array_equal(tensor.numpy(), values[name])
