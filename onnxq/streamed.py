@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -74,29 +74,14 @@ def _content(value: ir.Value, tensor: ir.TensorProtocol, hashed: bool) -> Conten
 
 def write_message(model: ir.Model, file: BinaryIO) -> None:
     """Write the whole model, below 2 GB, as one message; it parses to `ir.to_proto(model)`."""
-    outside = {
-        value: tensor
-        for value in initializers(model)
-        if isinstance(tensor := value.const_value, ir.ExternalTensor)
-    }
-    large = {
+    apart = {
         name: tensor
         for name, value in model.graph.initializers.items()
-        if (tensor := value.const_value) is not None and (value in outside or is_large(tensor))
+        if (tensor := value.const_value) is not None
+        and (is_large(tensor) or isinstance(tensor, ir.ExternalTensor))
     }
-    try:
-        for value, tensor in outside.items():
-            if value.name not in large or value.graph is not model.graph:  # of a body
-                value.const_value = ir.tensor(tensor.numpy(), name=value.name)
-        _write(model, large, file)
-    finally:
-        for value, tensor in outside.items():
-            value.const_value = tensor
-
-
-def _write(model: ir.Model, large: dict[str, ir.TensorProtocol], file: BinaryIO) -> None:
-    proto = _without(model, large)
-    heads = [_head(tensor, large) for tensor in proto.graph.initializer]
+    proto = _without(model, apart)
+    heads = [_head(tensor, apart) for tensor in proto.graph.initializer]
     del proto.graph.initializer[:]
     graph = proto.graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
@@ -104,7 +89,7 @@ def _write(model: ir.Model, large: dict[str, ir.TensorProtocol], file: BinaryIO)
     size = sum(len(prefix(INITIALIZER, head.size)) + head.size for head in heads)
     file.write(prefix(GRAPH, len(graph) + size))
     file.write(graph)
-    calculated = contents(model.graph.initializers[name] for name in large)
+    calculated = contents(model.graph.initializers[name] for name in apart)
     for head in heads:
         file.write(prefix(INITIALIZER, head.size))
         file.write(head.content)
@@ -126,31 +111,39 @@ class _Head:
         return len(self.content) + self.raw
 
 
-def _without(model: ir.Model, large: dict[str, ir.TensorProtocol]) -> onnx.ModelProto:
-    """The message, with stubs for the large initializers."""
-    values = model.graph.initializers
+def _without(model: ir.Model, apart: Mapping[str, ir.TensorProtocol]) -> onnx.ModelProto:
+    """The message, with stubs for what is written apart; nothing in it lies in another file."""
+    before = {value: value.const_value for value in initializers(model)}
     try:
-        for name, tensor in large.items():
-            values[name].const_value = ir.ExternalTensor(
-                "-",
-                0,
-                tensor.nbytes,
-                tensor.dtype,
-                shape=shape_of(tensor),
-                name=name,
-                doc_string=tensor.doc_string,
-                metadata_props=dict(tensor.metadata_props),
-            )
+        for value, tensor in before.items():
+            name = value.name or ""
+            if value.graph is model.graph and name in apart:
+                value.const_value = _stub(name, apart[name])
+            elif isinstance(tensor, ir.ExternalTensor):  # of the body of an If, Loop or Scan
+                value.const_value = ir.tensor(tensor.numpy(), name=name)
         return ir.to_proto(model)
     finally:
-        for name, tensor in large.items():
-            values[name].const_value = tensor
+        for value, tensor in before.items():
+            value.const_value = tensor
 
 
-def _head(tensor: onnx.TensorProto, large: dict[str, ir.TensorProtocol]) -> _Head:
-    if tensor.name not in large:
+def _stub(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        "-",
+        0,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=shape_of(tensor),
+        name=name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
+def _head(tensor: onnx.TensorProto, apart: Mapping[str, ir.TensorProtocol]) -> _Head:
+    if tensor.name not in apart:
         return _Head(tensor.SerializeToString(deterministic=True), 0)
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
-    raw = large[tensor.name].nbytes
+    raw = apart[tensor.name].nbytes
     return _Head(tensor.SerializeToString(deterministic=True) + prefix(RAW_DATA, raw), raw)
