@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # dynamic mode needs none of it
     from onnxq.calibration import Calibration
     from onnxq.improve import Ledger
     from onnxq.improve.mixed.stage import MixedReport
+    from onnxq.measure.macs import Sizes
     from onnxq.saturation import Verdict
     from onnxq.tune import Tuning
 
@@ -148,6 +149,13 @@ def report_on(
     notes = notes_on(
         source, prepared, placement, recipe, output, metadata, verification, made.ledger
     )
+    macs, slower = None, []
+    if isinstance(recipe, StaticRecipe):
+        from onnxq.measure.macs import Sizes  # dynamic mode needs none of it
+
+        sizes = Sizes(prepared.ir)
+        macs = macs_in_int8(prepared, placement, recipe, sizes)
+        slower = _may_not_pay(made, recipe, sizes)
     return Report(
         mode=recipe.mode,
         model=source.label,
@@ -161,31 +169,28 @@ def report_on(
         operators=operator_counts(prepared, placement),
         split=None if made.data is None else made.data.split,
         verification=verification if isinstance(verification, Verification) else None,
-        macs=macs_in_int8(prepared, placement, recipe),
+        macs=macs,
         tuning=made.tuning,
         saturation=made.verdict,
         ledger=made.ledger,
         mixed=made.mixed,
         notes=(
             *notes,
-            *_slower(made),
+            *slower,
             *(() if made.verdict is None else made.verdict.notes),
         ),
         seconds=clock.laps,
     )
 
 
-def _slower(made: Made) -> list[str]:
+def _may_not_pay(made: Made, recipe: StaticRecipe, sizes: Sizes) -> list[str]:
     """That int8 may not pay, where placement has estimated so and nobody has measured."""
-    recipe = made.recipe
-    if not isinstance(recipe, StaticRecipe) or made.tuning is not None:
-        return []
     costs = target_of(recipe.target).at(recipe.bits).costs
-    if costs is None:
+    if costs is None or made.tuning is not None:
         return []
     from onnxq.placement.paying import estimated_loss  # dynamic mode needs none of it
 
-    loss = estimated_loss(made.prepared, made.plan.placement, costs)
+    loss = estimated_loss(made.prepared, made.plan.placement, costs, sizes)
     if loss is None:
         return []
     return [

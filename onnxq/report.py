@@ -23,7 +23,7 @@ from onnxq.verify import Verification
 if TYPE_CHECKING:  # dynamic mode needs none of it
     from onnxq.improve.ledger import Ledger
     from onnxq.improve.mixed.stage import MixedReport
-    from onnxq.measure.macs import IntegerShare
+    from onnxq.measure.macs import IntegerShare, Sizes
     from onnxq.saturation import Verdict
     from onnxq.tune import Tuning
 
@@ -180,14 +180,14 @@ def operator_counts(prepared: Prepared, placement: Placement) -> dict[str, int]:
     )
 
 
-def macs_in_int8(prepared: Prepared, placement: Placement, recipe: Recipe) -> IntegerShare | None:
-    """The share of the products that run on integers; None in dynamic mode."""
-    if not isinstance(recipe, StaticRecipe):
-        return None
+def macs_in_int8(
+    prepared: Prepared, placement: Placement, recipe: StaticRecipe, sizes: Sizes
+) -> IntegerShare:
+    """The share of the products that run on integers."""
     from onnxq.measure.macs import integer_share
 
     names = {use.node for a in placement.activations for use in a.uses}
-    return integer_share(prepared.ir, names if recipe.bits <= INT8.bits else ())
+    return integer_share(prepared.ir, names if recipe.bits <= INT8.bits else (), sizes)
 
 
 def notes_on(

@@ -83,13 +83,14 @@ def losing(
     return {}
 
 
-def estimated_loss(prepared: Prepared, placement: Placement, costs: Costs) -> float | None:
+def estimated_loss(
+    prepared: Prepared, placement: Placement, costs: Costs, sizes: Sizes
+) -> float | None:
     """Seconds that int8 takes longer than float, of a model that is one island; None if it gains.
 
     That is so of small networks with many depthwise Convs.
     """
     found = islands(prepared, placement)
-    sizes = Sizes(prepared.ir)
     if len(found) != 1 or integer_share(prepared.ir, (), sizes).total < LEAST_PRODUCTS:
         return None
     gain = _gain(found[0], costs, sizes)
