@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 import subprocess
 import sys
-import warnings
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,10 +21,10 @@ from onnxq.errors import CalibrationError, OptionError
 from onnxq.model import load
 from onnxq.prepare import prepare
 from onnxq.spread import shares_of
+from tests.dying import SPAWN, KillsOnce, dask_cluster
 from tests.test_collect import same
 
 IMAGES = digits_data()[0][: 8 * LEAST + 3]
-SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(scope="module")
@@ -66,28 +63,8 @@ def test_executors_give_the_same_bits(whole: Calibration) -> None:
         assert same(whole, onnxq.calibrate(DIGITS, IMAGES, executor=pool))
 
 
-def kill_one_child() -> None:
-    child = min(multiprocessing.active_children(), key=lambda c: c.pid or 0)
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-
-
-class KillsOnce:
-    """A progress callback that kills a worker when the first share is done."""
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-
-    def __call__(self, done: int, of: int) -> None:
-        if not self.seen:
-            kill_one_child()
-        self.seen.append(done)
-        assert of == len(IMAGES)
-
-
 def test_a_worker_that_dies_has_its_share_run_again(whole: Calibration) -> None:
-    progress = KillsOnce()
+    progress = KillsOnce(len(IMAGES))
     assert same(whole, onnxq.calibrate(DIGITS, IMAGES, workers=2, progress=progress))
     assert progress.seen[-1] == len(IMAGES)
     assert (
@@ -98,34 +75,19 @@ def test_a_worker_that_dies_has_its_share_run_again(whole: Calibration) -> None:
 
 
 def test_a_foreign_pool_that_breaks_has_its_shares_run_here(whole: Calibration) -> None:
+    progress = KillsOnce(len(IMAGES))
     with (
         ProcessPoolExecutor(2, SPAWN) as pool,
         pytest.warns(RuntimeWarning, match="executor broke"),
     ):
-        assert same(whole, onnxq.calibrate(DIGITS, IMAGES, executor=pool, progress=KillsOnce()))
+        assert same(whole, onnxq.calibrate(DIGITS, IMAGES, executor=pool, progress=progress))
 
 
 def test_a_dask_cluster_gives_the_same_bits_though_a_worker_dies(whole: Calibration) -> None:
-    distributed = pytest.importorskip("distributed")
-    with (
-        warnings.catch_warnings(action="ignore"),  # of dask's own, about a worker that is gone
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        pids = client.run(os.getpid)
-        assert len(set(pids.values()) - {os.getpid()}) == 2
-        seen: list[int] = []
-
-        def progress(done: int, _of: int) -> None:
-            if not seen:
-                os.kill(next(iter(pids.values())), signal.SIGKILL)
-            seen.append(done)
-
-        executor = client.get_executor()
+    with dask_cluster() as (executor, kill):
+        progress = KillsOnce(len(IMAGES), kill)
         assert same(whole, onnxq.calibrate(DIGITS, IMAGES, executor=executor, progress=progress))
-        assert seen[-1] == len(IMAGES)
+        assert progress.seen[-1] == len(IMAGES)
 
 
 def test_workers_report_the_sample_that_fails() -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import signal
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
@@ -28,9 +25,9 @@ from onnxq.prepare import Prepared
 from onnxq.recipe import Rule, StaticRecipe
 from onnxq.runtime import serialized
 
+from .dying import SPAWN, KillsOnce, dask_cluster
 from .models import Array, Feed, build, normal, samples
 from .test_improve import residual
-from .test_spread import SPAWN, kill_one_child
 
 RECIPE = StaticRecipe(target="onnxruntime-x86", accuracy="none").effective()
 BLOCKS = 7
@@ -84,33 +81,15 @@ def test_workers_and_executors_rank_the_same() -> None:
         assert onnxq.analyze(blocks(), FEEDS, recipe=RECIPE, executor=pool).to_dict() == alone()
 
 
-class KillsOnce:
-    """A progress callback that kills a worker when the first share is done."""
-
-    def __init__(self, kill: Callable[[], None] = kill_one_child) -> None:
-        self.kill = kill
-        self.seen: list[int] = []
-
-    def __call__(self, done: int, of: int) -> None:
-        if not self.seen:
-            self.kill()
-        self.seen.append(done)
-        assert of == measurements()
-
-    def check(self) -> None:
-        assert self.seen == sorted(set(self.seen))  # no share is counted twice
-        assert self.seen[-1] == measurements()
-
-
 def test_a_worker_that_dies_has_its_nodes_measured_again() -> None:
-    progress = KillsOnce()
+    progress = KillsOnce(measurements())
     found = onnxq.analyze(blocks(), FEEDS, recipe=RECIPE, workers=2, progress=progress)
     assert found.to_dict() == alone()
     progress.check()
 
 
 def test_a_foreign_pool_that_breaks_has_its_nodes_measured_here() -> None:
-    progress = KillsOnce()
+    progress = KillsOnce(measurements())
     with (
         ProcessPoolExecutor(2, SPAWN) as pool,
         pytest.warns(RuntimeWarning, match="executor broke: . of 4 shares"),
@@ -121,17 +100,8 @@ def test_a_foreign_pool_that_breaks_has_its_nodes_measured_here() -> None:
 
 
 def test_a_dask_cluster_ranks_the_same_though_a_worker_dies() -> None:
-    distributed = pytest.importorskip("distributed")
-    with (
-        warnings.catch_warnings(action="ignore"),  # of dask's own, about a worker that is gone
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        pids = list(client.run(os.getpid).values())
-        progress = KillsOnce(lambda: os.kill(pids[0], signal.SIGKILL))
-        executor = client.get_executor()
+    with dask_cluster() as (executor, kill):
+        progress = KillsOnce(measurements(), kill)
         found = onnxq.analyze(blocks(), FEEDS, recipe=RECIPE, executor=executor, progress=progress)
     assert found.to_dict() == alone()
     progress.check()

@@ -10,7 +10,8 @@ Measured and left out, on ResNet50 (plain inference is 1): one thread that runs 
 4.2 in place of 1.5 to 2.3; ReduceMin and ReduceMax in the graph for ranges, 1.55; numpy.bincount
 for numpy.add.at, slower by its pass over all bins; a float16 grid, as the conversion alone takes
 9 ns a value where all of the counting takes 3; counting a part of the values, which moves ranges
-by more than a bin.
+by more than a bin; one thread after the other at counting, no faster; larger pieces, which gain on
+networks of small tensors what they lose on ResNet50.
 """
 
 from __future__ import annotations
