@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime as ort
+from onnx import numpy_helper
 
 from benchmarks.common import Array
 
@@ -50,7 +52,6 @@ FLOAT: Mapping[str, Callable[[list[Shape], Shape], int]] = {
     "Gemm": _gemm,
 }
 INTEGER: Mapping[str, Callable[[list[Shape], Shape], int]] = {
-    "QLinearConv": _conv(3),
     "ConvInteger": _conv(1),
     "QLinearMatMul": _matmul,
     "MatMulInteger": _matmul,
@@ -58,7 +59,6 @@ INTEGER: Mapping[str, Callable[[list[Shape], Shape], int]] = {
     "DynamicQuantizeMatMul": _matmul,
     "QGemm": _gemm,
 }
-# A channels-last QLinearConv keeps its filters as they are: [out, in / groups, ...]
 
 
 def all_macs(model: Path, feed: Mapping[str, Array]) -> int:
@@ -67,8 +67,33 @@ def all_macs(model: Path, feed: Mapping[str, Array]) -> int:
 
 
 def integer_macs(model: Path, feed: Mapping[str, Array]) -> int:
-    """Of a quantized model, those in int8."""
-    return macs_of(_events(model, feed, ort.GraphOptimizationLevel.ORT_ENABLE_ALL), INTEGER)
+    """Of a quantized model, those in int8; products with channels that a Pad adds are none."""
+    added = _added_channels(model)
+
+    def conv(inputs: list[Shape], output: Shape) -> int:
+        weight = inputs[3]  # [out, in / groups, ...], also where the channels are last
+        channels = weight[1] - added.get(tuple(weight), 0)
+        return math.prod(output) * channels * math.prod(weight[2:])
+
+    events = _events(model, feed, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    return macs_of(events, {**INTEGER, "QLinearConv": conv})
+
+
+def _added_channels(model: Path) -> dict[tuple[int, ...], int]:
+    """Shape of a Conv's weight -> input channels that a Pad before the Conv adds."""
+    graph = onnx.load(str(model), load_external_data=False).graph
+    producers = {name: node for node in graph.node for name in node.output}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type != "Conv":
+            continue
+        given, weight = (producers.get(name) for name in node.input[:2])
+        pad = producers.get(given.input[0]) if given is not None else None
+        if weight is not None and pad is not None and pad.op_type == "Pad":
+            shape = tuple(tensors[weight.input[0]].dims)
+            found[shape] = int(numpy_helper.to_array(tensors[pad.input[1]])[len(shape) + 1])
+    return found
 
 
 def macs_of(

@@ -143,6 +143,23 @@ def test_multiplications_are_counted_as_they_run(tmp_path: Path) -> None:
         assert integer_macs(out, feeds[0]) == expected
 
 
+def test_products_with_channels_of_zeros_are_none(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[1,3,32,32] x) => (float[1,16,32,32] y)
+    <float[16,3,3,3] w>
+    {
+        y = Conv <pads = [1,1,1,1]> (x, w)
+    }
+    """
+    model, out = written(text, tmp_path / "net.onnx"), tmp_path / "int8.onnx"
+    feeds = [{"x": RNG.normal(size=(1, 3, 32, 32)).astype(np.float32)} for _ in range(4)]
+    target = "onnxruntime-x86"
+    onnxq.quantize_static(model, out, feeds, verify=False, accuracy="none", target=target)
+    assert "Pad" in {node.op_type for node in onnx.load(out).graph.node}
+    assert integer_macs(out, feeds[0]) == all_macs(model, feeds[0]) == 16 * 32 * 32 * 27
+
+
 def test_multiplications_of_the_other_ops(tmp_path: Path) -> None:
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
