@@ -53,6 +53,7 @@ __all__ = [
     "params_from_statistics",
     "refit_biases",
     "tensor_of",
+    "untied",
 ]
 
 THREADS = min(4, os.cpu_count() or 1)
@@ -100,10 +101,14 @@ def parametrize(
 def joined(
     activations: Sequence[ActivationPlacement], params: Mapping[str, QuantParams]
 ) -> dict[str, QuantParams]:
-    """Parameters of the tensors that a Concat gives; params: of all others."""
+    """Parameters of the tensors that a Concat gives, and of those that are tied to it.
+
+    params: of all tensors that are not made by a Concat.
+    """
     found: dict[str, QuantParams] = {}
     known = ChainMap(found, dict(params))
     pending = [a for a in activations if a.joins]
+    tied = {a.owner: a.spec for a in activations if a.tied}
     while pending:  # a Concat may join what another one gives, in order one pass does
         waiting = []
         for activation in pending:
@@ -113,7 +118,18 @@ def joined(
             else:
                 waiting.append(activation)
         pending = waiting
+    for activation in reversed([a for a in activations if a.joins]):  # an outer Concat first
+        whole = found[activation.owner]
+        for part in activation.joins:
+            if tied.get(part) == whole.spec:
+                found[part] = whole
     return found
+
+
+def untied(plan: Plan, calibration: Calibration) -> dict[str, QuantParams]:
+    """Parameters by tensor, those of tied tensors by their own statistics."""
+    tied = [a for a in plan.placement.activations if a.tied and not a.joins]
+    return {**plan.params, **{a.owner: _activation_params(a, calibration) for a in tied}}
 
 
 def check_finite(prepared: Prepared, placement: Placement) -> None:
@@ -222,7 +238,7 @@ def params_from_statistics(
     if stats is None:
         return params_from_range(spec, 0.0, 0.0)
     low, high = METHODS[options.method](
-        stats, RangeOptions(spec.qtype.bits, spec.symmetric, options.share)
+        stats, RangeOptions(spec.qtype.bits, spec.symmetric, options.share, activation.curve)
     )
     return params_from_range(spec, low, high)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onnxq.numerics.curve import Curve
 from onnxq.qtypes import Float32Array, IntArray, QuantParams, QuantSpec
 from onnxq.recipe import MethodOptions
 
@@ -78,10 +79,12 @@ class ActivationPlacement:
     owner: the tensor whose statistics give its range (another one if a view shares parameters).
     unit_range: the range is 0..1 by definition.
     joins: the quantized tensors of which it is a Concat; its range is the union of theirs.
+    tied: it has the parameters of the Concat that it is a part of.
     uses: the inputs of quantized nodes, each of which reads a DequantizeLinear of its own.
     method: how its range is chosen. ruled: a rule says so.
     requantized: its producer fuses with the QuantizeLinear, so that float readers must read a
         DequantizeLinear as well.
+    curve: the function through which all that reads its owner reads it.
     """
 
     tensor: str
@@ -92,7 +95,9 @@ class ActivationPlacement:
     requantized: bool
     unit_range: bool = False
     joins: tuple[str, ...] = ()
+    tied: bool = False
     ruled: bool = False
+    curve: Curve | None = None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Trial:
 
 
 class Alone:
-    """params: of all quantized tensors; they count where a Concat joins one with others."""
+    """params: of all quantized tensors before a Concat joins them."""
 
     def __init__(self, context: Context, params: Mapping[str, QuantParams]) -> None:
         self._context, self._params = context, params

@@ -27,7 +27,7 @@ from onnxq.improve.ledger import Entry
 from onnxq.numerics.quantize import range_of
 from onnxq.numerics.ranges import AUTO, AUTO_START
 from onnxq.numerics.statistics import TensorStatistics
-from onnxq.parametrize import params_from_statistics
+from onnxq.parametrize import params_from_statistics, untied
 from onnxq.plans import ActivationPlacement, Placement, Plan
 from onnxq.qtypes import QuantParams
 from onnxq.recipe import MethodOptions
@@ -89,10 +89,11 @@ def choose_ranges(context: Context, plan: Plan) -> None:
     if any(u.values is not None or u.integers is not None for u in plan.updates.values()):
         context.ledger.skip(NAME, LATE)
         return
-    trials = _trials(context, plan)
+    own = untied(plan, context.calibration)
+    trials = _trials(context, plan.placement, own)
     if not trials:
         return
-    chosen = _chosen(context, Alone(context, plan.params), trials)
+    chosen = _chosen(context, Alone(context, own), trials)
     if not chosen:
         context.ledger.skip(NAME, f"no other range is better for any of {len(trials)} tensors")
         return
@@ -119,15 +120,17 @@ def _chosen(context: Context, alone: Alone, trials: Sequence[Trial]) -> list[_Ch
     return sorted(found, key=lambda c: c.after - c.before)
 
 
-def _trials(context: Context, plan: Plan) -> list[Trial]:
-    """Of each tensor with several ranges to choose among."""
+def _trials(
+    context: Context, placement: Placement, own: Mapping[str, QuantParams]
+) -> list[Trial]:
+    """Of each tensor with several ranges to choose among. own: the parameters that it has now."""
     found, ranges_only = [], []
-    for activation in _owners(plan.placement):
+    for activation in _owners(placement):
         stats = context.calibration.of(activation.owner)
         if stats is not None and stats.histogram is None:
             ranges_only.append(activation.owner)
         elif stats is not None:
-            candidates = _candidates(activation, plan.params[activation.owner], stats)
+            candidates = _candidates(activation, own[activation.owner], stats)
             found.append(Trial(activation.owner, activation.method, candidates))
     found = [trial for trial in found if len(trial.candidates) > 1]
     if found:

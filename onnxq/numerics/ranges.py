@@ -14,6 +14,9 @@ Asymmetric forms: `min_max` and `avg` use both ends; `abs_max` is the symmetric 
 where nothing has the other sign; `hist` bounds each tail by its own share; `KL` is the symmetric
 threshold (with all the levels if the data has one sign) within the minimum and the maximum; `mse`,
 `emd` and `ptf` shrink each end by a factor of its own.
+
+`mse` measures its error behind the function that a tensor is read through (LeakyRelu, HardSwish,
+...), if there is one, and may then shrink an end to nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxq.numerics.curve import Curve
 from onnxq.numerics.quantize import fake_quantize
 from onnxq.numerics.statistics import TensorStatistics
 from onnxq.qtypes import Float64Array
@@ -42,6 +46,8 @@ BINS = 2048
 # Shares of the full range that mse and emd try, and ptf
 SHRINK = np.linspace(0.30, 1.00, 36)
 POWERS = np.array([0.125, 0.25, 0.5, 1.0])
+# Those that mse tries of a tensor that is read through a function
+BEHIND = np.linspace(0.02, 1.00, 50)
 
 Range = tuple[float, float]
 
@@ -52,11 +58,13 @@ class RangeOptions:
 
     bits: of the activation. symmetric: the range is to be -alpha..alpha.
     percentile: for `hist`, the share of the values to cover, 0 < percentile <= 1.
+    curve: the function through which the tensor is read, if there is one.
     """
 
     bits: int = 8
     symmetric: bool = False
     percentile: float = 0.9999
+    curve: Curve | None = None
 
     @property
     def magnitude_levels(self) -> int:
@@ -167,7 +175,12 @@ def _x_log_x(x: Float64Array) -> Float64Array:
 
 def mse(stats: TensorStatistics, options: RangeOptions) -> Range:
     """The range with the least mean squared error of quantizing the histogram."""
-    return _search(stats, options, _squared_error)
+    curve = options.curve
+    if curve is None:
+        return _search(stats, options, _squared_error)
+    return _search(
+        stats, options, lambda x, y, share: _squared_error(curve(x), curve(y), share), BEHIND
+    )
 
 
 def ptf(stats: TensorStatistics, options: RangeOptions) -> Range:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxq.model import constant
 from onnxq.optable import Role, rule_of
+from onnxq.placement.curves import curve_behind
 from onnxq.placement.existing import check_something_is_float
 from onnxq.placement.nodes import ChosenNodes, bias_of
 from onnxq.placement.padding import with_padding
@@ -110,7 +111,9 @@ class _Placer:
                 requantized=value in self.integers,
                 unit_range=self._is_unit_range(value),
                 joins=self._joins(value, uses.keys()),
+                tied=self._is_tied(value),
                 ruled=self._choice(value).ruled,
+                curve=curve_behind(self._owner(value)),
             )
             for value, found in uses.items()
             if found or value in self.integers
@@ -152,8 +155,7 @@ class _Placer:
     def _joins(self, value: ir.Value, placed: Iterable[ir.Value]) -> tuple[str, ...]:
         """The owners of what a quantized Concat puts together, if all of it is quantized.
 
-        With the union of their ranges, the widest part keeps its very parameters, and the runtime
-        copies its integers in place of translating them.
+        Its range is the union of theirs.
         """
         node = self._owner(value).producer()
         if node is None or node.op_type != "Concat" or node not in self.quantized:
@@ -162,6 +164,17 @@ class _Placer:
         if not all(v in known for v in node.inputs if v is not None):
             return ()
         return tuple(sorted({self._owner(v).name or "" for v in node.inputs if v is not None}))
+
+    def _is_tied(self, value: ir.Value) -> bool:
+        """A quantized Concat is all that reads it: it gets the Concat's parameters.
+
+        In finer ones of its own it would be rounded twice, and the runtime would have to translate
+        it in place of copying it.
+        """
+        if self._owner(value) is not value or len(value.uses()) != 1 or value.is_graph_output():
+            return False
+        node, _ = next(iter(value.uses()))
+        return node.op_type == "Concat" and node in self.quantized
 
     def _is_unit_range(self, value: ir.Value) -> bool:
         node = self._owner(value).producer()

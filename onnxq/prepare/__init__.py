@@ -9,6 +9,7 @@ opset.py       opset and IR version raised where DequantizeLinear needs it
 conv_bias.py   Conv + Add of a number for each channel becomes a Conv with a bias
 batchnorm.py   BatchNormalization folded into Conv, ConvTranspose and Gemm
 matmul_add.py  MatMul + Add of a bias becomes Gemm (static mode)
+conv_head.py   a 1x1 Conv over one position becomes Gemm (static mode)
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from onnxq.model import SourceModel
 from onnxq.prepare.batchnorm import fold_batchnorm
 from onnxq.prepare.constants import fold_constants, lift_constants
 from onnxq.prepare.conv_bias import fold_conv_bias
+from onnxq.prepare.conv_head import conv_head_to_gemm
 from onnxq.prepare.functions import inline_functions
 from onnxq.prepare.identity import drop_identity
 from onnxq.prepare.matmul_add import matmul_add_to_gemm
@@ -64,8 +66,9 @@ def _received(content: bytes, weights: Mapping[str, Array], names: NameMap, labe
 def prepare(source: SourceModel, *, min_opset: int, static: bool) -> Prepared:
     """A prepared clone of `source`, whose opset is at least `min_opset`.
 
-    static: the model is to be calibrated: MatMul + Add becomes Gemm, and a constant behind a
-    Transpose or the like is always folded, even where that stores a shared weight twice.
+    static: the model is to be calibrated: MatMul + Add becomes Gemm, a 1x1 Conv over one position
+    too, and a constant behind a Transpose or the like is always folded, even where that stores a
+    shared weight twice.
 
     Raises ModelError if the opset cannot be raised, or a constant part does not run.
     """
@@ -86,8 +89,10 @@ def prepare(source: SourceModel, *, min_opset: int, static: bool) -> Prepared:
     changed = fold_shapes(model)
     fold_conv_bias(model, names)
     fold_batchnorm(model, names)
-    if static and (matmul_add_to_gemm(model, names) or changed):
-        infer_shapes(model)
+    if static:
+        changed |= matmul_add_to_gemm(model, names) | conv_head_to_gemm(model, names)
+        if changed:
+            infer_shapes(model)
     common.RemoveUnusedNodesPass()(model)
     drop_unused_initializers(model)
     if len(model.graph) == 0:
