@@ -105,6 +105,7 @@ def _passes(task: Task) -> Improved:
         remake=_remake(task),
         tell=task.tell,
         spread=task.spread,
+        guarded=task.recipe.isa in SATURATING,
     )
 
 

@@ -55,7 +55,6 @@ class OpRule:
     activations: inputs that are quantized at run time; None for all of them (Concat).
     bias: input that is added in the accumulator's scale.
     unit_range: the output lies in 0..1 whatever the input (Sigmoid, Softmax).
-    shrinks: the output is a small part of the input, so that int8 pays even where float follows.
     refuse: why a particular node cannot be quantized; None if it can.
     """
 
@@ -64,7 +63,6 @@ class OpRule:
     weights: tuple[WeightSlot, ...] = ()
     bias: int | None = None
     unit_range: bool = False
-    shrinks: bool = False
     refuse: Callable[[ir.Node], str | None] = lambda _: None
 
     def activation_inputs(self, node: ir.Node) -> list[int]:
@@ -151,7 +149,7 @@ OP_TABLE: dict[str, OpRule] = {
     "Concat": OpRule(Role.ELEMENTWISE, None),
     "Where": OpRule(Role.ELEMENTWISE, (1, 2)),
     "AveragePool": OpRule(Role.ELEMENTWISE, refuse=_refuse_dilated_pool),
-    "GlobalAveragePool": OpRule(Role.ELEMENTWISE, shrinks=True),
+    "GlobalAveragePool": _SINGLE,
     "LeakyRelu": _SINGLE,
     "Sigmoid": OpRule(Role.ELEMENTWISE, unit_range=True),
     "Softmax": OpRule(Role.ELEMENTWISE, unit_range=True),

@@ -128,6 +128,15 @@ def test_the_standard_error_of_a_gain_is_that_of_the_jackknife() -> None:
     assert error == pytest.approx(np.sqrt(39 * np.var(left_out)), rel=0.05)
 
 
+def test_the_typical_gain_counts_each_sample_once() -> None:
+    before, after = np.array([1.0, 1.0, 1.0, 100.0, 0.0]), np.array([0.1, 0.1, 0.1, 100.0, 0.0])
+    gain, error = Errors(after).typical_gain_over(Errors(before))
+    assert gain == pytest.approx(7.5)
+    assert error == pytest.approx(2.5)
+    assert Errors(after).gain_over(Errors(before))[0] < 0.2
+    assert Errors(after[:1]).typical_gain_over(Errors(before[:1])) == (0.0, float("inf"))
+
+
 @pytest.mark.parametrize("count", [4, 5, 7, 24, 100, 1000])
 def test_no_sample_is_both_fitted_to_and_judged_on(count: int) -> None:
     fit, judge = chosen_samples(count, 48, 24)

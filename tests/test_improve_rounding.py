@@ -11,7 +11,7 @@ import pytest
 
 from onnxq.improve import rounding
 from onnxq.improve.layer import Layer, layer_of
-from onnxq.numerics.rounding import adaround, descend, layer_error
+from onnxq.numerics.rounding import adaround, descend, layer_error, with_scales
 from onnxq.qtypes import UINT8, PerTensor, QuantParams, QuantSpec
 
 from .models import Array, Feed, build, normal, rng, run, samples
@@ -66,6 +66,51 @@ def test_what_rounds_down_alone_rounds_up_in_company() -> None:
     q = descend(weights, np.zeros((1, 1, 4)), scale, np.ones((1, 4, 4)), *LIMITS)
     assert q.sum() == 2
     assert set(q.ravel()) == {0, 1}  # none further than a step from its weight
+
+
+def test_a_weight_beyond_the_last_integer_gets_that_one() -> None:
+    weights, scale = np.array([[[20.0, -20.0, 0.3]]]), np.full((1, 1, 1), 0.1)
+    q = descend(weights, np.zeros((1, 1, 3)), scale, np.eye(3)[None], *LIMITS)
+    assert q.ravel().tolist() == [127, -127, 3]
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_best_of_several_scales_is_that_of_trying_each(groups: int) -> None:
+    weights, scale, moments = problem(groups, 4, 9, 8)
+    scale = np.abs(weights).max(axis=2, keepdims=True) / 127
+    start = descend(weights, np.rint(weights / scale), scale, moments, *LIMITS)
+    factors = np.linspace(0.75, 1.15, 9)
+    q, scales = with_scales(weights, start, scale, factors, moments, *LIMITS)
+    tried = [errors(weights, start, scale, moments)]
+    for factor in factors:
+        other = (scale * factor).astype(np.float32).astype(np.float64)
+        nearest = np.clip(np.rint(weights / other), *LIMITS)
+        found = descend(weights, nearest, other, moments, *LIMITS)
+        tried.append(errors(weights, found, other, moments))
+    best = np.min(tried, axis=0)
+    np.testing.assert_allclose(errors(weights, q, scales, moments), best, rtol=1e-9)
+    assert (best < 0.8 * tried[0]).any()
+    assert np.abs(q).max() <= 127
+
+
+def test_a_scale_at_which_all_weights_are_integers_is_found() -> None:
+    integers = rng(4).integers(-100, 100, (1, 3, 6)).astype(np.float64)
+    integers[:, :, 0] = 110  # so that the largest weight asks for another scale
+    scale = np.full((1, 3, 1), 110 / 127 * 0.1)
+    weights = integers * 0.1
+    start = np.rint(weights / scale)
+    exact = np.array([127 / 110])
+    q, scales = with_scales(weights, start, scale, exact, np.eye(6)[None], *LIMITS)
+    assert np.array_equal(q, integers)
+    np.testing.assert_allclose(scales, 0.1, rtol=1e-6)
+
+
+def test_without_factors_nothing_changes() -> None:
+    weights, scale, moments = problem(1, 4, 9, 8)
+    start = np.rint(weights / scale)
+    q, scales = with_scales(weights, start, scale, np.empty(0), moments, *LIMITS)
+    assert np.array_equal(q, start)
+    assert np.array_equal(scales, scale)
 
 
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:

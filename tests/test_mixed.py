@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,11 +25,15 @@ from onnxq.improve.mixed.search import Choice, Search
 from onnxq.improve.mixed.sensitivity import Sensitivity, sensitivities
 from onnxq.improve.mixed.stage import ranking_reference
 from onnxq.improve.mixed.variants import Unit, Variants, units_of
+from onnxq.measure.macs import Sizes
 from onnxq.model import load
 from onnxq.parametrize import parametrize
 from onnxq.pipeline import Placer, place, prepare_for
-from onnxq.recipe import StaticRecipe
+from onnxq.placement.paying import estimated_gain
+from onnxq.plans import Placement
+from onnxq.recipe import Rule, StaticRecipe
 from onnxq.recipe_file import recipe_from_dict
+from onnxq.targets import target_of
 
 from .models import Feed, build, normal, run, samples, sqnr
 from .test_improve import residual
@@ -269,6 +273,64 @@ def test_a_budget_is_kept() -> None:
         assert not search.reached
         assert {u.name for u in search.best.units} <= {"bad", "second"}
         assert "bad" in {u.name for u in search.best.units}
+
+
+def small_convs() -> onnx.ModelProto:
+    """Three Convs of few products in a row: two islands of them would lose time in int8."""
+    model = build(
+        """(float[N, 8, 32, 32] x) => (float[N, 8, 32, 32] y) {
+            a = Conv(x, wa) b = Conv(a, wb) y = Conv(b, wc) }""",
+        {f"w{name}": normal(8, 8, 1, 1, seed=i) for i, name in enumerate("abc")},
+    )
+    return named(model, a="first", b="second", y="third")
+
+
+def in_int8(placement: Placement) -> set[str]:
+    return {use.node for weight in placement.weights for use in weight.uses}
+
+
+def test_only_what_is_asked_for_is_left_float() -> None:
+    with given(small_convs(), samples("x", (1, 8, 32, 32), 24)) as g:
+        unit = g.unit("second")
+        assert in_int8(place_with_rules(g.variants.rules([unit]))) == set()  # by the costs
+        variant = g.variants.left([unit])
+        assert in_int8(variant.plan.placement) == {"first", "third"}
+        assert place_with_rules(variant.rules) == variant.plan.placement
+
+
+def place_with_rules(rules: Sequence[Rule]) -> Placement:
+    prepared = prepare_for(load(small_convs()), RECIPE)
+    return Placer(prepared, RECIPE)(rules)
+
+
+def test_time_is_not_given_for_what_is_optional() -> None:
+    goal = Goal(sqnr=25, budget=1.0, optional=True)
+    with given(outliers(), outlier_feeds()) as g:
+        ranking = [Sensitivity(g.unit("bad"), 10.0, 10.0, 0.5)]
+        for pays in (True, False):
+            ledger = Ledger("none")
+            search = Search(
+                g.variants, ranking, g.meter, goal, ledger, g.choice(), lambda _, pays=pays: pays
+            )
+            search.run()
+            assert bool(search.best.units) is pays
+            assert any("cost too much" in e.why for e in ledger.entries) is not pays
+
+
+def test_the_estimated_gain_is_the_sum_over_islands() -> None:
+    """By hand: 8 products an output for each Conv, and what is converted around the islands."""
+    costs = target_of("onnxruntime-x86").costs
+    assert costs is not None
+    prepared = prepare_for(load(small_convs()), RECIPE)
+    sizes, size = Sizes(prepared.ir), 8 * 32 * 32
+    conv, border = size * (8 * costs.product - costs.element), size * costs.conversion
+    whole = estimated_gain(prepared, place(prepared, RECIPE), costs, sizes)
+    assert whole == pytest.approx((3 * conv - 2 * border) * 1e-9)
+    with given(small_convs(), samples("x", (1, 8, 32, 32), 24)) as g:
+        split = g.variants.left([g.unit("second")]).plan.placement
+        found = estimated_gain(prepared, split, costs, sizes)
+        assert found == pytest.approx((2 * conv - 4 * border) * 1e-9)
+    assert estimated_gain(prepared, Placement(()), costs, sizes) is None
 
 
 def test_a_network_that_collapses_is_saved_at_balanced(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ REAL = {
     "ppocr_cls_constants": Real(
         lambda rng: {"x": rng.standard_normal((1, 3, 48, 192)).astype(np.float32)},
         (54, 54),
-        (30.0, 30.0),
+        (30.0, 26.0),
     ),
     "fastestdet": Real(
         lambda rng: {"input.1": rng.uniform(0, 1, (1, 3, 352, 352)).astype(np.float32)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -403,6 +404,92 @@ def test_add_of_what_is_no_bias_stays(b: Array) -> None:
         {"w": normal(8, 5), "b": b},
     )
     assert ops(check_same(model, ROWS, static=True)) == Counter(MatMul=1, Add=1)
+
+
+# A 1x1 Conv over one position
+
+HEADS = {
+    "Flatten": ("g = GlobalAveragePool(x) c = Conv(g, w, b) y = Flatten(c)", {}),
+    "Reshape": (
+        "g = GlobalAveragePool(x) c = Conv(g, w) y = Reshape(c, s)",
+        {"s": np.array([0, -1])},
+    ),
+    "Squeeze": (
+        "g = GlobalAveragePool(x) c = Conv(g, w, b) y = Squeeze(c, s)",
+        {"s": np.array([2, 3])},
+    ),
+    "a pool that covers all": (
+        "g = MaxPool<kernel_shape = [6, 6]>(x) c = Conv<strides = [2, 2]>(g, w, b) y = Flatten(c)",
+        {},
+    ),
+}
+
+
+def head(nodes: str, constants: Mapping[str, Array], shape: str = "2, 8, 6, 6") -> onnx.ModelProto:
+    weights = {"w": normal(5, 8, 1, 1), "b": normal(5)}
+    used = {name: array for name, array in weights.items() if f", {name}" in nodes}
+    return build(f"(float[{shape}] x) => (float[N, C] y) {{ {nodes} }}", {**used, **constants})
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_a_conv_head_becomes_a_gemm(case: str) -> None:
+    model = head(*HEADS[case])
+    found = ops(check_same(model, IMAGE, static=True))
+    assert found["Gemm"] == 1
+    assert found["Conv"] == 0
+    assert ops(check_same(model, IMAGE, static=False))["Conv"] == 1
+
+
+def test_a_conv_head_keeps_its_name_and_takes_any_batch() -> None:
+    nodes = "g = GlobalAveragePool(x) c = Conv(g, w, b) y = Flatten(c)"
+    model = head(nodes, {}, "N, 8, 6, 6")
+    check_same(model, IMAGE, static=True)
+    result = prepared(model, static=True)
+    gemm = next(node for node in result.ir.graph if node.op_type == "Gemm")
+    assert result.names.label(gemm) == "n_c"
+    assert {"n_c", "c", "n_y", "y"} <= set(result.names.of(gemm))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants"),
+    [
+        ("c = Conv(x, w, b) y = Flatten(c)", {}),  # many positions
+        ("g = GlobalAveragePool(x) c = Conv<pads = [1, 1, 1, 1]>(g, w, b) y = Flatten(c)", {}),
+        ("g = GlobalAveragePool(x) c = Conv<group = 2>(g, v) y = Flatten(c)",
+         {"v": normal(6, 4, 1, 1)}),
+        ("g = GlobalAveragePool(x) c = Conv(g, w, b) r = Relu(c) y = Flatten(r)", {}),
+        ("g = GlobalAveragePool(x) c = Conv(g, w, b) f = Flatten(c) k = Sigmoid(c) "
+         "l = Flatten(k) y = Add(f, l)", {}),
+        ("g = GlobalAveragePool(x) c = Conv(g, w, b) y = Reshape(c, s)", {"s": np.array([5, 2])}),
+        ("g = GlobalAveragePool(x) c = Conv(g, w) k = Conv(x, w) p = GlobalMaxPool(k) "
+         "m = Add(c, p) y = Flatten(m)", {}),
+    ],
+)  # fmt: skip
+def test_another_conv_stays(nodes: str, constants: Mapping[str, Array]) -> None:
+    assert ops(check_same(head(nodes, constants), IMAGE, static=True))["Gemm"] == 0
+
+
+def test_class_scores_are_float_though_all_before_them_runs_on_integers() -> None:
+    feeds = samples("x", (1, 8, 6, 6), 8)
+    wide = build(
+        """(float[1, 8, 6, 6] x) => (float[1, 5] y, float[1, 6] z) {
+            a = Conv(x, v) r = Relu(a)
+            g = GlobalAveragePool(r) c = Conv(g, w, b) y = Flatten(c)
+            d = Conv(r, u) p = GlobalAveragePool(d) z = Flatten(p)
+        }""",
+        {
+            "v": normal(8, 8, 3, 3, seed=3),
+            "w": normal(5, 8, 1, 1),
+            "b": normal(5),
+            "u": normal(6, 8, 1, 1, seed=4),
+        },
+    )
+    result = onnxq.quantize_static(wide, None, feeds, target="onnxruntime-x86")
+    for index, classes in enumerate((5, 6)):
+        scores = np.concatenate([run(result, feed)[index] for feed in feeds])
+        steps = np.diff(np.sort(scores.ravel()))
+        assert (steps > 0).all()  # 8 bits would have many equal ones
+        assert scores.shape == (8, classes)
 
 
 def test_the_given_model_is_not_changed() -> None:

@@ -11,9 +11,11 @@ import pytest
 
 import onnxq
 from onnxq.improve import context as improving
-from onnxq.improve import equalization, smoothquant
+from onnxq.improve import equalization, smoothquant, strength
+from onnxq.improve.observed import observe
 from onnxq.improve.offering import offer_links
 from onnxq.improve.rescaling import links, rescaled, weight_maxima
+from onnxq.improve.strength import strength_scales
 from onnxq.model import load
 from onnxq.parametrize import parametrize
 from onnxq.pipeline import prepare_for
@@ -74,6 +76,13 @@ LINKED = {
              w=normal(6, 6, 1, 1, seed=7), v=normal(6, 6, 1, 1, seed=8)),
         ["n_c"],
     ),
+    "concat": (
+        conv("e = Relu(c) f = Conv(x, w, wb) l = LeakyRelu<alpha = 0.1>(f) "
+             "k = Concat<axis = 1>(e, l) m = MaxPool<kernel_shape = [2, 2]>(k) r = Conv(m, v, vb)",
+             w=normal(4, 4, 3, 3, seed=7), wb=normal(4, seed=8),
+             v=normal(6, 10, 1, 1, seed=9), vb=normal(6, seed=10)),
+        ["n_c", "n_r"],
+    ),
     "layer normalization": (
         tokens("n = LayerNormalization(x, g, h) y = MatMul(n, b)"),
         ["n_n"],
@@ -101,6 +110,13 @@ UNLINKED = {
     "sigmoid": conv("r = Sigmoid(c)"),
     "residual": conv("q = Conv(c, w) r = Add(q, c)", w=normal(6, 6, 1, 1, seed=7)),
     "groups": conv("q = Conv<group = 2>(c, w) r = Sigmoid(q)", w=normal(6, 3, 1, 1, seed=7)),
+    "a part that is no Conv's": conv(
+        "s = Sigmoid(c) f = Conv(x, w) r = Concat<axis = 1>(s, f)",
+        w=normal(2, 4, 3, 3, seed=7), b=normal(5, 8, 1, 1, seed=2)),
+    "a part that is read twice": conv(
+        "f = Conv(x, w) q = Concat<axis = 1>(c, f) k = Conv(q, v) r = Add(c, k)",
+        w=normal(2, 4, 3, 3, seed=7), v=normal(6, 8, 1, 1, seed=8)),
+    "concat along another axis": conv("r = Concat<axis = 2>(c, c)"),
     "sum with a number for all": tokens(
         "n = LayerNormalization(x, g, h) m = Add(n, k) y = MatMul(m, b)",
         k=np.array([0.5], np.float32),
@@ -126,7 +142,7 @@ def test_a_rescaled_network_is_the_same_network(case: str) -> None:
     before = prepared(model)
     found = links(before)
     nodes = {node.name: before.names.label(node) for node in before.ir.graph}
-    assert [nodes[link.source] for link in found] == sources
+    assert [nodes[link.sources[0]] for link in found] == sources
     scales = {link: np.exp(rng(9).uniform(-2, 2, link.channels)) for link in found}
     after = rescaled(before, scales)
     for feed in samples("x", shape, 2):
@@ -147,14 +163,14 @@ def test_a_rescaled_network_is_the_same_network(case: str) -> None:
 @pytest.mark.parametrize("case", UNLINKED)
 def test_channels_that_cannot_be_rescaled_are_no_link(case: str) -> None:
     before = prepared(UNLINKED[case][0])
-    sources = {link.source for link in links(before)}
+    sources = {link.sources[0] for link in links(before)}
     assert not sources & {"n_c", "n_n"}
 
 
 def test_what_is_given_as_an_output_is_no_link() -> None:
     model, _ = two_links()
     model.graph.output.append(onnx.helper.make_tensor_value_info("r", 1, None))
-    assert [link.source for link in links(prepared(model))] == ["n_d"]
+    assert [link.sources[0] for link in links(prepared(model))] == ["n_d"]
 
 
 def test_a_network_has_to_gain_more_than_chance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +190,7 @@ def test_a_weight_or_bias_that_others_read_is_no_link() -> None:
     for names in (("b", "e", "k"), ("b", "a", "k"), ("b", "e", "ab")):
         given = {k: v for k, v in weights.items() if k in (*names, "a", "ab")} | {"k": normal(4)}
         model = build(text % names, given)
-        counts.append([link.source for link in links(prepared(model))])
+        counts.append([link.sources[0] for link in links(prepared(model))])
     assert [("n_c" in c, "n_d" in c) for c in counts] == [
         (True, True),
         (False, False),
@@ -231,6 +247,69 @@ def test_equalization_finds_the_balanced_network() -> None:
         assert sqnr(run(exact, feed)[0], run(written, feed)[0]) > 60
 
 
+def wide_channels() -> onnx.ModelProto:
+    """Four Convs in two pairs around a Concat; a few channels are far wider than the others."""
+    wide = np.where(np.arange(16) == 5, 40.0, 1.0).astype(np.float32)
+    return build(
+        """(float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y) {
+            c = Conv(x, a, ab) d = Relu(c) e = Conv(x, f, fb) g = Relu(e)
+            k = Concat<axis = 1>(d, g) y = Conv(k, b, bb) }""",
+        {
+            "a": normal(16, 8, 1, 1) * wide[:, None, None, None],
+            "ab": normal(16, seed=1) * wide,
+            "f": normal(16, 8, 1, 1, seed=2),
+            "fb": normal(16, seed=3),
+            "b": normal(8, 32, 1, 1, seed=4)
+            / np.concatenate([wide, np.ones(16, np.float32)])[None, :, None, None],
+            "bb": normal(8, seed=5),
+        },
+    )
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_equalization_by_activations_takes_wide_channels_away(rounds: bool) -> None:
+    feeds = samples("x", (1, 8, 6, 6), 48)
+    with context_of(wide_channels(), feeds, RECIPE) as context:
+        context.rounds = rounds
+        before = context.errors.sqnr
+        equalization.equalize(context, context.best)
+        first, second = context.ledger.entries
+        assert first.why == equalization.OWN_SCALES
+        assert second.kept
+        assert "2 nodes" not in second.why  # both Convs of the Concat are one link
+        assert context.errors.sqnr > before + 15
+        maxima = {link.sources: link for link in links(context.prepared)}
+        assert list(maxima) == [("n_c", "n_e")]
+        written = to_proto(rewrite(context.prepared, context.best))
+        found = context.errors.sqnr
+    model = wide_channels()
+    expected = np.concatenate([run(model, feed)[0] for feed in feeds])
+    got = np.concatenate([run(written, feed)[0] for feed in feeds])
+    assert sqnr(expected, got) == pytest.approx(found, abs=1.0)
+
+
+def test_a_predicted_error_is_that_of_the_quantized_layer() -> None:
+    """Measured literally, on the rows that it is predicted from, weights and inputs quantized."""
+    model, feeds = wide_channels(), samples("x", (1, 8, 6, 6), 48)
+    with context_of(model, feeds, RECIPE) as context:
+        (link,) = links(context.prepared)
+        seen = observe(context, [link])[link]
+        search = strength._search(context, context.best, link, seen)
+        for s in (np.ones(32), strength_scales(seen.read.maxima, search.maxima, 0.7)):
+            rows = seen.read.rows.astype(np.float64)
+            x = (rows / s).astype(np.float32)
+            step = x.max() / 255  # nothing is negative, and mse clips little of this
+            rounded = np.clip(np.rint(x / step), 0, 255) * step * s
+            weights = model.graph.initializer[4]
+            w = onnx.numpy_helper.to_array(weights).reshape(8, 32) * s
+            scale = np.abs(w).max(axis=1, keepdims=True) / 127
+            w_rounded = np.rint(w / scale) * scale / s
+            exact = rows @ (w / s).T
+            off = rounded @ w_rounded.T - exact
+            measured = off.var(axis=0).sum() / exact.var(axis=0).sum()
+            assert search.error(s) == pytest.approx(measured, rel=0.5)
+
+
 def outlier_network(outlier: float) -> onnx.ModelProto:
     """LayerNormalization, of which one channel is `outlier` times as large, and two MatMuls."""
     gain = np.ones(16, np.float32)
@@ -278,7 +357,7 @@ def test_smoothquant_takes_an_outlier_away() -> None:
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
 def test_scales_are_the_papers_up_to_one_factor_for_all(strength: float) -> None:
     x, w = np.array([1.0, 8.0, 2.0, 0.0]), np.array([2.0, 0.5, 4.0, 1.0])
-    found = smoothquant.strength_scales(x, w, strength)
+    found = strength_scales(x, w, strength)
     paper = x[:3] ** strength / w[:3] ** (1 - strength)
     np.testing.assert_allclose(found[:3] / found[0], paper / paper[0])
     assert found[3] == 1.0  # a channel of zeros

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import onnxq
 from onnxq.cli.app import app
 from onnxq.demo import DIGITS, digits_data
-from onnxq.improve import smoothquant
+from onnxq.improve import strength
 from onnxq.improve.mixed import sensitivity
 from onnxq.model import ModelLike, load
 from onnxq.pipeline import Placer, prepare_for
@@ -153,7 +153,7 @@ def test_smoothquant_chooses_the_same_strengths(
         weights |= {f"g{i}": gain, f"h{i}": np.zeros_like(gain)}
         weights |= {f"{x}{i}w": normal(16, 16, seed=9 * i + ord(x)) / gain[:, None] for x in "ab"}
     model = build(f"(float[N, 16] x0) => (float[N, 16] x3) {{ {' '.join(lines)} }}", weights)
-    seen = shares_seen(monkeypatch, smoothquant)
+    seen = shares_seen(monkeypatch, strength)
     here = written(tmp_path / "here.onnx", model, FEEDS, passes=["smoothquant"])
     assert seen == []
     assert here != written(tmp_path / "no.onnx", model, FEEDS)

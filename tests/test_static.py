@@ -316,6 +316,32 @@ def test_views_share_their_input_s_parameters() -> None:
     assert before[1:] == after[1:]
 
 
+@pytest.mark.parametrize("also", [False, True])
+def test_parts_that_only_a_concat_reads_have_its_parameters(also: bool) -> None:
+    """The wide part sets the range; the narrow one is tied unless something else reads it."""
+    weights = {
+        "w1": conv(16, 8)[:, :, :1, :1] * np.float32(0.1),
+        "w4": conv(8, 8, seed=3)[:, :, :1, :1],
+        "w5": conv(8, 24, seed=4),
+        "w6": conv(8, 16, seed=5)[:, :, :1, :1],
+    }
+    end, second = (" z = Conv(p, w6)", ", float[N, 8, 10, 10] z") if also else ("", "")
+    model = build(
+        f"(float[N, 8, 10, 10] x) => (float[N, 8, h, w] y{second}) {{"
+        f" p = Conv(x, w1) q = Conv(x, w4) c = Concat<axis = 1>(p, q) y = Conv(c, w5){end} }}",
+        {name: weights[name] for name in ("w1", "w4", "w5", *(["w6"] if also else []))},
+    )
+    result = quantize(model, NETS["Concat"].feeds())
+    values = weights_of(result)
+    scales = {
+        node.input[0]: float(values[node.input[1]])
+        for node in result.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    assert scales["q"] == scales["c"]
+    assert (scales["p"] < scales["c"] / 2) if also else (scales["p"] == scales["c"])
+
+
 @pytest.mark.parametrize("target", ["paddle", "tensorrt"])
 @pytest.mark.parametrize("name", ["residual Add", "squeeze and excite", "Gemm"])
 def test_symmetric_targets_have_zero_points_of_0(name: str, target: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -14,10 +15,11 @@ from onnxq.improve.frontier import Batch, Frontier
 from onnxq.improve.judge import Errors, Judge
 from onnxq.improve.ledger import Entry, Ledger
 from onnxq.improve.reference import BATCH, MOST_HELD, FloatNetwork, Reference, batches_of, read
+from onnxq.numerics.quantize import in_more_bits
 from onnxq.parametrize import parametrize
 from onnxq.plans import Placement, Plan
 from onnxq.prepare import Prepared
-from onnxq.qtypes import Float64Array
+from onnxq.qtypes import INT16, Float64Array
 from onnxq.runtime import Feed
 from onnxq.spread import Spread
 
@@ -58,6 +60,8 @@ class Context:
     reference, judged: what the float network gives for the samples of `fit`, and of the judge.
     remake: makes the plan of another float network.
     spread: who runs samples, and searches where no layer waits for another.
+    rounds: a later pass chooses the integers of weights, so that the nearest ones are not the last.
+    guarded: scales of weights are what keeps products from saturating, and must not be lowered.
     ledger: what every pass has to write down. best, errors: the best plan so far, and its errors.
     """
 
@@ -71,24 +75,31 @@ class Context:
         chosen: tuple[list[int], list[int]],
         remake: Remake = parametrize,
         spread: Spread = Spread(),  # noqa: B008  # frozen
+        *,
+        rounds: bool = False,
+        guarded: bool = False,
     ) -> None:
         self._remake, self.spread = remake, spread
+        self.rounds, self.guarded = rounds, guarded
         self.prepared, self.calibration, self.ledger = prepared, calibration, ledger
         self.samples = samples
         self.best = self._base = plan
         self.emulated = Emulated(prepared, plan.placement)
-        self._stack = contextlib.ExitStack()
-        network = FloatNetwork(prepared, self.emulated.weighted, self._stack)
         fit, judge = chosen
         fit = fit[: self._room(read(samples, fit[:1]), plan)]
         ledger.fit, ledger.judge = len(fit), len(judge)
-        fitting, judging = (
-            batches_of(network, prepared, read(samples, indices), BATCH) for indices in (fit, judge)
-        )
-        self.reference = network(fitting, means=True)
-        self.judged = network(judging, means=False)
+        with contextlib.ExitStack() as stack:  # its session holds all weights
+            network = FloatNetwork(prepared, self.emulated.weighted, stack)
+            fitting, judging = (
+                batches_of(network, prepared, read(samples, indices), BATCH)
+                for indices in (fit, judge)
+            )
+            self.reference = network(fitting, means=True)
+            self.judged = network(judging, means=False)
+        del network
         self.judge = Judge(self.emulated, self.judged)
         self._means: Mapping[str, Float64Array] | None = self.reference.means
+        self._exact: Errors | None = None  # of the best plan, with exact weights
         self.fit = Frontier(self.emulated, 0, fitting)
         started = time.perf_counter()
         self.errors = self.judge.errors(plan)
@@ -156,31 +167,62 @@ class Context:
 
         calibration: the statistics of that network. The plan starts anew from them, so that this is
         for passes that come before all others. The gain has to be more than `SURE` standard errors:
-        of the many such candidates that a pass has, some gain one by chance.
+        of the many such candidates that a pass has, some gain one by chance. Where weights are
+        still to be rounded, a network that is better may gain that with exact weights.
         """
         plan = self._remake(prepared, self.best.placement, calibration)
         emulated = Emulated(prepared, plan.placement)
         judge = Judge(emulated, self.judged)  # by the outputs of the user's own network
-        kept = self._decide(step, node, judge.errors(plan), why, SURE)
+        found = judge.errors(plan)
+        gain, error = found.gain_over(self.errors)
+        if self.rounds and 0 < gain <= SURE * error:
+            exact = judge.errors(_with_exact_weights(plan))
+            if self._exact is None:
+                self._exact = self.judge.errors(_with_exact_weights(self.best))
+            kept = self._decide(
+                step, node, found, f"{why}, with exact weights", SURE, (self._exact, exact)
+            )
+        else:
+            kept = self._decide(step, node, found, why, SURE)
         if kept:
+            self.emulated.forget()
             self.prepared, self.calibration = prepared, calibration
             self.best = self._base = plan
             self.emulated, self.judge = emulated, judge
             self.fit = Frontier(emulated, 0, self.fit.batches)
-            self._means = None
+            self._means = self._exact = None
+        else:
+            emulated.forget()
         return kept
 
     def _decide(
-        self, step: str, node: str | None, found: Errors, why: str, sure: float = 1.0
+        self,
+        step: str,
+        node: str | None,
+        found: Errors,
+        why: str,
+        sure: float = 1.0,
+        compared: tuple[Errors, Errors] | None = None,
     ) -> bool:
-        """Whether it is better than the best; written down."""
-        gain, error = found.gain_over(self.errors)
+        """Whether it is better than the best, and written down.
+
+        For sure by the errors of all samples together; or better by these, and for sure by what a
+        sample gains on average, which a few samples with large errors do not hide.
+
+        compared: errors before and after to decide by, if not those of the best and `found`.
+        """
+        before, after = (self.errors, found) if compared is None else compared
+        gain, error = after.gain_over(before)
         kept = gain > sure * error
         verdict = f"gain {gain:.2f} dB, standard error {error:.2f} dB"
-        before = self.errors.sqnr
+        if not kept and gain > 0:
+            gain, error = after.typical_gain_over(before)
+            kept = gain > SURE * error
+            verdict += f"; a sample on average {gain:.2f} dB, {error:.2f} dB"
+        start = self.errors.sqnr
         if kept:
             self.errors = found
-        self.ledger.add(Entry(step, node, before, found.sqnr, kept, f"{why}: {verdict}"))
+        self.ledger.add(Entry(step, node, start, found.sqnr, kept, f"{why}: {verdict}"))
         return kept
 
     def __enter__(self) -> Context:
@@ -192,4 +234,12 @@ class Context:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        self.emulated.forget()
+
+
+def _with_exact_weights(plan: Plan) -> Plan:
+    """The plan with weights of 16 bits, as if only activations were quantized."""
+    params = dict(plan.params)
+    for weight in plan.placement.weights:
+        params[weight.tensor] = in_more_bits(params[weight.tensor], INT16)
+    return dataclasses.replace(plan, params=params)

@@ -287,6 +287,12 @@ class Emulated:
             needed = (needed - given) | read
             part.live = frozenset(needed)
 
+    def forget(self) -> None:
+        """Drop sessions and rounded weights, which are made again when they are needed."""
+        self._sessions.clear()
+        self._rounded.clear()
+        self._kept = 0
+
     # running
 
     def run(self, index: int, feed: Feed, constants: Feed) -> dict[str, Array]:

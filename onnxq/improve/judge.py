@@ -51,6 +51,19 @@ class Errors:
         error = np.sqrt(np.square(parts).sum() * n / max(n - 1, 1))
         return float(DECIBEL * np.log(old / new)), float(DECIBEL * error)
 
+    def typical_gain_over(self, before: Errors) -> tuple[float, float]:
+        """dB by which a sample is better on average, and the standard error of that.
+
+        In `gain_over` a few samples with large outputs count as much as all others; here each
+        sample counts once. Samples without any error are left out.
+        """
+        known = (before.noise > 0) & (self.noise > 0)
+        known &= np.isfinite(before.noise) & np.isfinite(self.noise)
+        if known.sum() < 2:
+            return 0.0, float("inf")
+        gains = DECIBEL * np.log(before.noise[known] / self.noise[known])
+        return float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
+
     def better_than(self, before: Errors) -> bool:
         """By more than the standard error."""
         gain, error = self.gain_over(before)

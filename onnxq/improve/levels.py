@@ -65,8 +65,8 @@ PASSES: Mapping[str, Pass] = {
         Pass(equalization.NAME, equalization.equalize, equalization.cost),
         Pass(ranges.NAME, ranges.choose_ranges, ranges.cost),
         Pass(bias.NAME, bias.correct_biases, lambda c: 2 * c.ledger.fit + c.ledger.judge),
-        # the moments and the search take about as long again as four walks through the network
-        Pass(rounding.NAME, rounding.round_weights, lambda c: 6 * (c.ledger.fit + c.ledger.judge)),
+        # the moments and the search take about as long as seven walks through the network
+        Pass(rounding.NAME, rounding.round_weights, lambda c: 9 * (c.ledger.fit + c.ledger.judge)),
         Pass(
             rounding.ADAROUND,
             rounding.adaround_weights,
@@ -78,7 +78,7 @@ PASSES: Mapping[str, Pass] = {
 LEVELS: Mapping[Accuracy, Level] = {
     "none": Level((), 0, 0),
     "fast": Level((bias.NAME,), 24, 16),
-    "balanced": Level((smoothquant.NAME, bias.NAME, rounding.NAME), 96, 48),
+    "balanced": Level((smoothquant.NAME, equalization.NAME, bias.NAME, rounding.NAME), 96, 48),
     "best": Level(
         (smoothquant.NAME, equalization.NAME, bias.NAME, rounding.NAME, rounding.ADAROUND), 128, 64
     ),
@@ -96,6 +96,7 @@ def improve(
     remake: Remake = parametrize,
     tell: Callable[[str], None] | None = None,
     spread: Spread = Spread(),  # noqa: B008  # frozen
+    guarded: bool = False,
 ) -> Improved:
     """The best plan that the passes of a level find; the given one if none is better.
 
@@ -105,6 +106,7 @@ def improve(
     remake: makes the plan of a float network that a pass has changed.
     tell: takes a line on what this will cost, and one on what it did.
     spread: who runs samples, and searches layer by layer.
+    guarded: the scales of weights keep products from saturating (see `Context`).
 
     Ctrl-C ends it early, with the best plan until then.
     """
@@ -131,7 +133,16 @@ def improve(
     best = plan
     try:
         with Context(
-            prepared, calibration, samples, plan, ledger, parts, remake, spread
+            prepared,
+            calibration,
+            samples,
+            plan,
+            ledger,
+            parts,
+            remake,
+            spread,
+            rounds=not asked.isdisjoint((rounding.NAME, rounding.ADAROUND)),
+            guarded=guarded,
         ) as context:
             ledger.seconds["setup"] = time.perf_counter() - started
             costs = sum(PASSES[name].cost(context) for name in names) * context.seconds_a_sample

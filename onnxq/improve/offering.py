@@ -42,6 +42,17 @@ def offer_links(context: Context, step: str, scales: Scales, words: str) -> None
 def _offer(
     context: Context, step: str, scales: Scales, measured: Calibration, words: str, halvings: int
 ) -> None:
+    kept = _is_kept(context, step, scales, measured, words)
+    if kept or len(scales) == 1 or halvings == 0:
+        return
+    order = list(scales)
+    for part in (order[: len(order) // 2], order[len(order) // 2 :]):
+        _offer(context, step, {k: scales[k] for k in part}, measured, words, halvings - 1)
+
+
+def _is_kept(
+    context: Context, step: str, scales: Scales, measured: Calibration, words: str
+) -> bool:
     changed = {name for link in scales for name in link.tensors}
     calibration = dataclasses.replace(
         context.calibration,
@@ -52,13 +63,8 @@ def _offer(
     )
     why = f"{words} behind {_named(context, scales)}"
     network = rescaled(context.prepared, scales)
-    node = next(iter(scales)).source if len(scales) == 1 else None
-    kept = context.offer_network(step, node, network, calibration, why)
-    if kept or len(scales) == 1 or halvings == 0:
-        return
-    order = list(scales)
-    for part in (order[: len(order) // 2], order[len(order) // 2 :]):
-        _offer(context, step, {k: scales[k] for k in part}, measured, words, halvings - 1)
+    node = next(iter(scales)).sources[0] if len(scales) == 1 else None
+    return context.offer_network(step, node, network, calibration, why)
 
 
 def _calibrated(context: Context, scales: Scales) -> Calibration:
@@ -78,5 +84,5 @@ def _calibrated(context: Context, scales: Scales) -> Calibration:
 
 def _named(context: Context, scales: Scales) -> str:
     labels = context.best.placement.labels
-    names = [labels.get(link.source, link.source) for link in scales]
+    names = [labels.get(link.sources[0], link.sources[0]) for link in scales]
     return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names)} nodes)"

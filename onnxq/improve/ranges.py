@@ -120,9 +120,7 @@ def _chosen(context: Context, alone: Alone, trials: Sequence[Trial]) -> list[_Ch
     return sorted(found, key=lambda c: c.after - c.before)
 
 
-def _trials(
-    context: Context, placement: Placement, own: Mapping[str, QuantParams]
-) -> list[Trial]:
+def _trials(context: Context, placement: Placement, own: Mapping[str, QuantParams]) -> list[Trial]:
     """Of each tensor with several ranges to choose among. own: the parameters that it has now."""
     found, ranges_only = [], []
     for activation in _owners(placement):

@@ -7,7 +7,7 @@ between and the spread of the weights do not. Where that can be done is a `Link`
 channels must be weighted nodes, and each constant that changes must be read in one place only.
 
     source   Conv, Gemm or MatMul with a constant weight, LayerNormalization, or Mul by a constant
-             of a number a channel
+             of a number a channel; or several Convs whose channels a Concat puts together
     between  Relu, LeakyRelu, PRelu, pools, products with constants, Add of a constant (divided
              too), and what moves channels as wholes: Reshape, Transpose, Flatten, and a MatMul with
              attention weights on its left. Not Clip: its bounds do not scale with a channel.
@@ -36,30 +36,47 @@ POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool
 
 @dataclass(frozen=True)
 class Scaled:
-    """A constant whose slices along `axis` are scaled; `repeat` slices in a row by one factor."""
+    """A constant whose slices along `axis` are scaled; `repeat` slices in a row by one factor.
+
+    first, count: which channels of a link they are; None for all.
+    """
 
     tensor: str
     axis: int
     repeat: int = 1
+    first: int = 0
+    count: int | None = None
+
+    @property
+    def channels(self) -> slice:
+        """Of the link."""
+        return slice(self.first, None if self.count is None else self.first + self.count)
 
     def factors(self, scale: Float64Array, rank: int) -> Float64Array:
         """The factor of each slice, shaped to broadcast over a constant of that rank."""
         shape = [1] * rank
         shape[self.axis] = -1
-        return scale.repeat(self.repeat).reshape(shape)
+        return scale[self.channels].repeat(self.repeat).reshape(shape)
+
+    def maxima(self, array: Array) -> Float64Array:
+        """The largest magnitude of each channel in the constant."""
+        slices = np.abs(np.moveaxis(array, self.axis, 0))
+        return np.asarray(slices.reshape(len(slices) // self.repeat, -1).max(axis=1), np.float64)
 
 
 @dataclass(frozen=True)
 class Link:
     """Where `channels` channels can be rescaled.
 
-    source: name of the node that makes them. divided, multiplied: constants by s.
+    sources: names of the nodes that make them. made: their weights, in the order of the channels.
+    divided, multiplied: constants by s, the former with those weights among them.
     readers: names of the weighted nodes. read, axis: what the first of them reads, and where its
         channels are (a negative index). tensors: all tensors that change.
     """
 
-    source: str
+    sources: tuple[str, ...]
     channels: int
+    made: tuple[Scaled, ...]
     divided: tuple[Scaled, ...]
     multiplied: tuple[Scaled, ...]
     readers: tuple[str, ...]
@@ -109,28 +126,39 @@ def values_of(prepared: Prepared, name: str) -> Array:
 
 def weight_maxima(prepared: Prepared, link: Link) -> Float64Array:
     """The largest magnitude by which the readers weigh each channel."""
-    found = np.zeros(link.channels)
-    for scaled in link.multiplied:
-        array = np.moveaxis(values_of(prepared, scaled.tensor), scaled.axis, 0)
-        rows = np.abs(array.reshape(link.channels, -1)).max(axis=1)
-        found = np.maximum(found, rows)
-    return found
+    found = [m.maxima(values_of(prepared, m.tensor)) for m in link.multiplied]
+    return np.asarray(np.max(found, axis=0))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Channels that are about to be followed.
+
+    divided: with the weight first. axis: where they are in the output. tensors: on the way to it.
+    """
+
+    sources: tuple[str, ...]
+    channels: int
+    made: tuple[Scaled, ...]
+    divided: tuple[Scaled, ...]
+    axis: int
+    tensors: tuple[str, ...] = ()
 
 
 def _link(node: ir.Node) -> Link | None:
-    made = _made_by(node)
+    made = _put_together(node) if node.op_type == "Concat" else _made(node)
     if made is None:
         return None
-    channels, divided, axis = made
-    trace = _Trace(channels, list(divided))
-    if not trace.follow(node.outputs[0], (axis,)) or not trace.readers:
+    trace = _Trace(made.channels, list(made.divided), tensors=list(made.tensors))
+    if not trace.follow(node.outputs[0], (made.axis,)) or not trace.readers:
         return None
     changed = [*trace.divided, *trace.multiplied]
     if len({s.tensor for s in changed}) < len(changed):
         return None
     return Link(
-        node.name or "",
-        channels,
+        made.sources,
+        made.channels,
+        made.made,
         tuple(trace.divided),
         tuple(trace.multiplied),
         tuple(trace.readers),
@@ -138,6 +166,48 @@ def _link(node: ir.Node) -> Link | None:
         trace.read[1],
         tuple(trace.tensors),
     )
+
+
+def _made(node: ir.Node) -> _Made | None:
+    found = _made_by(node)
+    if found is None:
+        return None
+    channels, divided, axis = found
+    return _Made((node.name or "",), channels, divided[:1], divided, axis)
+
+
+def _put_together(concat: ir.Node) -> _Made | None:
+    """The channels of all parts of a Concat, if nothing else reads them on their way to it."""
+    rank = len(concat.outputs[0].shape or ())
+    axis = concat.attributes.get_int("axis", 0)
+    axis = axis - rank if axis >= 0 else axis
+    parts: list[_Made] = []
+    tensors: list[str] = []
+    for value in concat.inputs:
+        if value is None:
+            return None
+        node = value.producer()
+        while node is not None and len(value.uses()) == 1 and not value.is_graph_output():
+            tensors.append(value.name or "")
+            if node.op_type not in HOMOGENEOUS or node.domain or node.inputs[0] is None:
+                break
+            value = node.inputs[0]
+            node = value.producer()
+        made = None if node is None or (value.name or "") not in tensors else _made(node)
+        if made is None or node is None or node.op_type != "Conv" or made.axis != axis:
+            return None
+        parts.append(made)
+    channels = sum(part.channels for part in parts)
+    made_of, divided, first = [], [], 0
+    for part in parts:
+        for scaled in part.divided:
+            placed = dataclasses.replace(scaled, first=first, count=part.channels)
+            divided.append(placed)
+            if scaled in part.made:
+                made_of.append(placed)
+        first += part.channels
+    sources = tuple(name for part in parts for name in part.sources)
+    return _Made(sources, channels, tuple(made_of), tuple(divided), axis, tuple(tensors))
 
 
 def _made_by(node: ir.Node) -> tuple[int, tuple[Scaled, ...], int] | None:

@@ -2,8 +2,9 @@
 
 Layer by layer in topological order: the covariance of the inputs, which come through the layers
 before, quantized and already rounded; integers with the least error on it (`descend`, on demand
-from where AdaRound ends); and the bias corrected, which takes care of the mean. A layer keeps its
-new integers only if the error of its output falls on the judge's samples as well.
+from where AdaRound ends), of several scales of each channel where it has few inputs; and the bias
+corrected, which takes care of the mean. A layer keeps its new integers only if the error of its
+output falls on the judge's samples as well.
 
 Left out: a weight with more than MOST_INPUTS inputs an output channel, for memory and time; one
 that several nodes read; and one that is rounded to keep its channels' means (weight_correction).
@@ -22,7 +23,8 @@ from onnxq.improve.frontier import Frontier
 from onnxq.improve.layer import Layer, layer_of
 from onnxq.improve.ledger import Entry
 from onnxq.numerics.quantize import quantize
-from onnxq.numerics.rounding import adaround, descend, layer_error
+from onnxq.numerics.rounding import adaround, descend, layer_error, with_scales
+from onnxq.parametrize import refit_biases
 from onnxq.plans import Plan, WeightUpdate
 from onnxq.qtypes import Float64Array
 
@@ -34,6 +36,9 @@ MOST_INPUTS = 2400
 ROWS_AN_INPUT, ROWS = 8, 4096
 # Share of the diagonal that is added to a covariance, against chance in few rows
 RIDGE = 0.02
+# How many scales of a channel are tried, and over how many inputs; from and to
+FEWEST_SCALES, MOST_SCALES, TRIED_INPUTS = 4, 16, 1024
+LOWEST, HIGHEST = 0.75, 1.15
 
 
 def round_weights(context: Context, plan: Plan) -> None:
@@ -64,7 +69,7 @@ def rounded(context: Context, plan: Plan, step: str, *, learned: bool) -> tuple[
             if why is not None:
                 context.ledger.skip(step, why, label)
             elif isinstance(layer, Layer):
-                found = _choose(layer, plan, fit, judge, learned=learned)
+                found = _choose(context, layer, plan, fit, judge, learned=learned)
                 entry = Entry(
                     step,
                     label,
@@ -102,7 +107,9 @@ def _why_not(layer: Layer, plan: Plan) -> str | None:
     return None
 
 
-def _choose(layer: Layer, plan: Plan, fit: Frontier, judge: Frontier, *, learned: bool) -> _Choice:
+def _choose(
+    context: Context, layer: Layer, plan: Plan, fit: Frontier, judge: Frontier, *, learned: bool
+) -> _Choice:
     params = plan.params[layer.name]
     scale, weights = layer.scale(params.scale), layer.weights
     moments = _covariance(layer, fit, plan)
@@ -119,21 +126,35 @@ def _choose(layer: Layer, plan: Plan, fit: Frontier, judge: Frontier, *, learned
         nearest = layer.matrix(quantize(layer.stored(weights).astype(np.float32), params))
     start = adaround(weights, scale, ridged, *limits) if learned else nearest
     found = descend(weights, start, scale, ridged, *limits)
+    scales = scale
+    if params.axis is not None:
+        factors = _factors(layer.inputs, 1.0 if context.guarded else LOWEST)
+        found, scales = with_scales(weights, found, scale, factors, ridged, *limits)
     signal = float(layer_error(weights, power).sum())
     before, after = (
-        float(layer_error(weights - scale * q, power).sum()) / max(signal, 1e-30)
-        for q in (nearest, found)
+        float(layer_error(weights - s * q, power).sum()) / max(signal, 1e-30)
+        for s, q in ((scale, nearest), (scales, found))
     )
     if after >= before:
         return _Choice(plan, before, after, kept=False)
-    integers = layer.stored(found).astype(np.int64)
-    changed = dataclasses.replace(update, integers=integers)
-    return _Choice(
-        dataclasses.replace(plan, updates={**plan.updates, layer.name: changed}),
-        before,
-        after,
-        kept=True,
+    changed = dataclasses.replace(update, integers=layer.stored(found).astype(np.int64))
+    updates = {**plan.updates, layer.name: changed}
+    if scales is scale:
+        return _Choice(dataclasses.replace(plan, updates=updates), before, after, kept=True)
+    scaled = scales.reshape(params.scale.shape).astype(np.float32)
+    moved = {**plan.params, layer.name: dataclasses.replace(params, scale=scaled)}
+    fitted = refit_biases(
+        context.prepared, dataclasses.replace(plan, params=moved, updates=updates)
     )
+    if not np.array_equal(fitted.params[layer.name].scale, scaled):  # a bias needs a larger one
+        return _Choice(plan, before, before, kept=False)
+    return _Choice(fitted, before, after, kept=True)
+
+
+def _factors(inputs: int, lowest: float) -> Float64Array:
+    """The scales to try, over the one that the largest weight asks for."""
+    count = min(MOST_SCALES, TRIED_INPUTS // inputs)
+    return np.linspace(lowest, HIGHEST, count) if count >= FEWEST_SCALES else np.empty(0)
 
 
 def _covariance(layer: Layer, frontier: Frontier, plan: Plan) -> Float64Array:

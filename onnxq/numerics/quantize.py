@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 
@@ -21,6 +22,7 @@ __all__ = [
     "abs_max",
     "dequantize",
     "extremes",
+    "in_more_bits",
     "params_from_range",
     "quantize",
     "range_of",
@@ -59,6 +61,15 @@ def symmetric_params(spec: QuantSpec, alpha: Array) -> QuantParams:
     exact = np.asarray(alpha, np.float64) / (spec.qtype.qmax - spec.middle)
     scale = np.where(exact < SMALLEST_SCALE, 1.0, exact).astype(np.float32)
     return QuantParams(spec, scale, np.full(scale.shape, spec.middle, spec.qtype.dtype))
+
+
+def in_more_bits(params: QuantParams, qtype: QType) -> QuantParams:
+    """Symmetric parameters of about the same range with a finer step; as they are if it is none."""
+    if not params.spec.symmetric or qtype.bits <= params.spec.qtype.bits:
+        return params
+    spec = dataclasses.replace(params.spec, qtype=qtype)
+    top = params.spec.qtype.qmax - params.spec.middle
+    return symmetric_params(spec, params.scale.astype(np.float64) * top)
 
 
 def params_from_range(spec: QuantSpec, low: Array | float, high: Array | float) -> QuantParams:

@@ -21,10 +21,10 @@ import numpy as np
 
 from onnxq.qtypes import Float64Array
 
-__all__ = ["adaround", "descend", "layer_error"]
+__all__ = ["adaround", "descend", "layer_error", "with_scales"]
 
 # Coordinates whose changes are brought to the rest of the gradient together
-BLOCK = 64
+BLOCK = 32
 SWEEPS = 4
 # AdaRound: the stretched sigmoid, the regularizer and its schedule
 ZETA, GAMMA = 1.1, -0.1
@@ -49,8 +49,8 @@ def descend(
 
     For coordinate j alone the best change is that of q_j by round((e^T A)_j / (s A_jj)).
     """
-    low = np.maximum(np.ceil(weights / scale - 1), lowest)
-    high = np.minimum(np.floor(weights / scale + 1), highest)
+    low = np.clip(np.ceil(weights / scale - 1), lowest, highest)
+    high = np.clip(np.floor(weights / scale + 1), lowest, highest)
     q = np.clip(start, low, high)
     diagonal = np.einsum("gkk->gk", moments)
     inputs = weights.shape[2]
@@ -81,6 +81,39 @@ def descend(
         if not moved:
             break
     return q
+
+
+def with_scales(
+    weights: Float64Array,
+    start: Float64Array,
+    scale: Float64Array,
+    factors: Float64Array,
+    moments: Float64Array,
+    lowest: int,
+    highest: int,
+) -> tuple[Float64Array, Float64Array]:
+    """The integers and scale of each channel with the least e^T A e among several scales.
+
+    start: integers for `scale` itself, which is tried first; then scale * factor, float32 numbers,
+    with integers that `descend` finds from the nearest ones. Below 1 a factor clips large weights.
+    """
+    groups, channels, _ = weights.shape
+    count = len(factors)
+    first = np.broadcast_to(scale, (groups, channels, 1))
+    if not count:
+        return start, first
+    others = (first * factors[:, None, None, None]).astype(np.float32).astype(np.float64)
+    # all at once, as so many channels of each group
+    tried = others.transpose(1, 0, 2, 3).reshape(groups, count * channels, 1)
+    wanted = np.tile(weights, (1, count, 1))
+    nearest = np.clip(np.rint(wanted / tried), lowest, highest)
+    found = descend(wanted, nearest, tried, moments, lowest, highest)
+    q = np.concatenate([start, found], axis=1)
+    scales = np.concatenate([first, tried], axis=1)
+    error = layer_error(np.tile(weights, (1, count + 1, 1)) - scales * q, moments)
+    best = error.reshape(groups, count + 1, channels).argmin(axis=1)
+    at = (best * channels + np.arange(channels))[:, :, None]
+    return np.take_along_axis(q, at, axis=1), np.take_along_axis(scales, at, axis=1)
 
 
 def adaround(

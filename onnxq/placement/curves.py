@@ -53,6 +53,8 @@ def _step(node: ir.Node, places: dict[ir.Value, int]) -> Step | None:
     """The node as a step, if all that it reads is numbers and earlier values."""
     if node.domain or node.op_type not in FUNCTIONS or len(node.outputs) != 1:
         return None
+    if node.attributes.get_string("approximate", "none") != "none":
+        return None
     if node.op_type == "Clip":
         return _clip(node, places)
     sources, number, first = [], None, False

@@ -6,8 +6,8 @@ whether its inputs come as integers (supply) and its outputs are read as integer
 1. Core nodes (Conv, Gemm, MatMul with a constant weight) are quantized. They are the reason.
 2. Elementwise nodes (Add, Concat, ...) are quantized between such: if at least one input is
    supplied and an output is demanded. So all of a Softmax, a LayerNormalization or a Gelu stays
-   float, whose inputs no core node supplies. A GlobalAveragePool needs no demand: turning its
-   input to float costs more than the pooling itself.
+   float, whose inputs no core node supplies; and a GlobalAveragePool that gives class scores, of
+   which the best ones are often equal in 8 bits.
 3. Views (Reshape, MaxPool, ...) likewise; they share their input's parameters.
 4. Relu and Clip right behind a quantized node stay in the file; the runtime drops them, as the
    quantized range does their work. The tensor that gets the parameters is theirs.
@@ -187,7 +187,7 @@ class ChosenNodes:
             return demanded and source is not None and self._supplied(source)
         inputs = [node.inputs[i] for i in rule.activation_inputs(node)]
         supplied = any(v is not None and self._supplied(v) for v in inputs)
-        return supplied and (demanded or rule.shrinks)
+        return supplied and demanded
 
     def _supplied(self, value: ir.Value) -> bool:
         """The value exists as integers, or has to because a core node reads it."""

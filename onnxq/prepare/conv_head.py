@@ -73,7 +73,7 @@ def _replace(graph: ir.Graph, conv: ir.Node, view: ir.Node, names: NameMap) -> N
     flat = ir.node("Flatten", [data], name=f"{conv.name}.flatten")
     flat.outputs[0].name = f"{conv.name}.flattened"
     inputs = [flat.outputs[0], new_value(graph, name, ir.tensor(matrix, name=name))]
-    inputs += conv.inputs[2:3]
+    inputs += [v for v in conv.inputs[2:3] if v is not None]
     gemm = ir.node("Gemm", inputs, {"transB": 1}, name=f"{conv.name}.gemm")
     names.add(gemm, [*names.of(conv), *names.of(view)])
     names.add(flat, [names.label(gemm)])

@@ -14,7 +14,7 @@ Each step is measured on the whole network; the best plan so far is in `Search.b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from onnxq.improve.ledger import Entry, Ledger
@@ -45,6 +45,7 @@ class Search:
     """One search; `best` is its result, whenever it ends.
 
     total: MACs of all units, which the budget is a share of.
+    pays: whether a variant still saves time; asked where the goal is optional.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Search:
         goal: Goal,
         ledger: Ledger,
         start: Choice,
+        pays: Callable[[Variant], bool] = lambda _: True,
     ) -> None:
         self._variants, self._ranking, self._meter = variants, ranking, meter
+        self._pays = pays
         self._goal, self._ledger = goal, ledger
         self._total = max(1, sum(s.unit.macs for s in ranking))
         self.best = start
@@ -113,10 +116,12 @@ class Search:
         return variant, self._meter(variant)
 
     def _judge(self, found: Choice, what: str, node: str | None = None) -> bool:
-        holds = self._goal.holds(found.score)
-        self._last = found.score.sqnr
+        pays = not self._goal.optional or self._pays(found.variant)
+        holds = pays and self._goal.holds(found.score)
+        self._last = found.score.sqnr if pays else float("-inf")
         kept = holds or (not self.reached and self._is_nearer(found.score))
         verdict = f"{what}: {found.score}, {'holds' if holds else 'does not hold'} {self._goal}"
+        verdict += "" if pays else "; it would cost too much of the time that int8 saves"
         before = self.best.score.sqnr
         self._ledger.add(Entry(NAME, node, before, found.score.sqnr, kept, verdict))
         if kept:

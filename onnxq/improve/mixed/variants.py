@@ -147,10 +147,11 @@ class Aligned(Emulated):
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """A plan, and its emulation."""
+    """A plan, and its emulation. rules: by which the recipe comes to its placement."""
 
     plan: Plan
     emulated: Aligned
+    rules: tuple[Rule, ...] = ()
 
     def start(self, batches: tuple[Batch, ...]) -> Frontier:
         return Frontier(self.emulated, 0, batches)
@@ -203,8 +204,17 @@ class Variants:
         return self._prepared.label
 
     def left(self, units: Collection[Unit], *, stored: bool = False) -> Variant:
-        """With these left float. stored: their weights are INT16 all the same."""
-        return self.of(self.rules(units, stored=stored)) if units else self.base
+        """With these left float, and no others. stored: their weights are INT16 all the same.
+
+        Nodes that would not pay in int8 then, by the target's costs, stay in int8 all the same.
+        """
+        if not units:
+            return self.base
+        rules = self.rules(units, stored=stored)
+        variant = self.of(rules)
+        kernels = {use.node for w in variant.plan.placement.weights for use in w.uses}
+        lost = [u.name for u in self.units if u.core and u not in units and u.node not in kernels]
+        return self.of([*rules, Rule(nodes=tuple(lost), leave_float=False)]) if lost else variant
 
     def only(self, unit: Unit) -> Variant:
         """With this one quantized alone."""
@@ -223,13 +233,13 @@ class Variants:
 
     def of(self, rules: Sequence[Rule]) -> Variant:
         """With these rules after those of the recipe."""
-        return self._variant(
-            _carried(self._prepared, self._calibration, self._plan, self._place(rules))
-        )
+        placement = self._place(rules)
+        plan = _carried(self._prepared, self._calibration, self._plan, placement)
+        return self._variant(plan, tuple(rules))
 
-    def _variant(self, plan: Plan) -> Variant:
+    def _variant(self, plan: Plan, rules: tuple[Rule, ...] = ()) -> Variant:
         emulated = Aligned(self._prepared, plan.placement, self._cuts, self._shared)
-        return Variant(plan, emulated)
+        return Variant(plan, emulated, rules)
 
 
 def _carried(
