@@ -64,7 +64,7 @@ def run_group(name: str, benchmark: Benchmark, shop: Workshop) -> tuple[Group, s
             shop.note(f"  {row.what}: {row.reason or row.measured} [{row.verdict}]")
     except UnavailableError as error:
         reason = str(error)
-    except Exception as error:
+    except Exception as error:  # told in the row; the other groups are to run all the same
         reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
     return Group(name, benchmark.about, rows, time.perf_counter() - start, reason), trace
 

@@ -139,7 +139,7 @@ def train(images: Array, labels: Array) -> Weights:
         for batch in torch.randperm(len(x))[: steps * BATCH].reshape(steps, BATCH):
             loss = functional.cross_entropy(forward(weights, shifted(x[batch])), y[batch])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+            loss.backward()  # type: ignore[no-untyped-call, unused-ignore]  # by torch's version
             optimizer.step()
             schedule.step()
     return weights

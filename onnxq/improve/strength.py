@@ -25,7 +25,7 @@ import numpy as np
 
 from onnxq.improve.bias import bias_of
 from onnxq.improve.context import Context
-from onnxq.improve.observed import Observed, Seen
+from onnxq.improve.observed import Observed
 from onnxq.improve.rescaling import Link, Scaled, values_of, weight_maxima
 from onnxq.numerics.quantize import abs_max, dequantize, quantize, symmetric_params
 from onnxq.numerics.statistics import StatisticsBuilder
@@ -96,14 +96,17 @@ class _Best:
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """weight: as it is stored. spec: how it is quantized. biased: its output gets a bias."""
+    """A node that reads X.
+
+    weight: as it is stored. spec: how it is quantized. power: of X, by which its errors count.
+    """
 
     weight: Float32Array
     scaled: Scaled
     spec: QuantSpec
-    biased: bool
+    power: Float64Array
 
-    def error(self, s: Float64Array, noise: Float64Array, seen: Seen) -> float:
+    def error(self, s: Float64Array, noise: Float64Array) -> float:
         """As a share of the signal; noise: of each channel of X."""
         factors = self.scaled.factors(s, self.weight.ndim)
         weight = (self.weight * factors).astype(np.float32)
@@ -111,9 +114,8 @@ class _Reader:
         axis = granularity.axis if isinstance(granularity, PerChannel) else None
         params = symmetric_params(self.spec, abs_max(weight, axis))
         rounded = dequantize(quantize(weight, params), params) / factors
-        power = seen.variances if self.biased else seen.squares
-        signal = float(power @ self._squares(self.weight))
-        lost = noise @ self._squares(rounded) + power @ self._squares(rounded - self.weight)
+        signal = float(self.power @ self._squares(self.weight))
+        lost = noise @ self._squares(rounded) + self.power @ self._squares(rounded - self.weight)
         return float(lost) / signal if signal else 0.0
 
     def _squares(self, weight: Array) -> Float64Array:
@@ -137,11 +139,10 @@ class _Search:
 
     def error(self, s: Float64Array) -> float:
         """Of all readers, predicted, each as a share of its signal."""
-        read = self.seen.read
-        noise = _noise(read.rows, s, self.placed)
+        noise = _noise(self.seen.read.rows, s, self.placed)
         for placed, seen in self.seen.before:
             noise = noise + _noise(seen.rows, s, placed)
-        return sum(reader.error(s, noise, read) for reader in self.readers)
+        return sum(reader.error(s, noise) for reader in self.readers)
 
     def best(self) -> _Best | None:
         """What has the smallest error, None if nothing is better than no scales."""
@@ -176,12 +177,13 @@ def _search(context: Context, plan: Plan, link: Link, seen: Observed) -> _Search
     activations = {use: a for a in plan.placement.activations for use in a.uses}
     specs = {w.tensor: w.spec for w in plan.placement.weights}
     nodes = {node.name: node for node in context.prepared.ir.graph}
+    variances, squares = seen.read.variances, seen.read.squares
     readers = [
         _Reader(
             np.asarray(values_of(context.prepared, scaled.tensor)),
             scaled,
             specs[scaled.tensor],
-            bias_of(nodes[name]) is not None,
+            squares if bias_of(nodes[name]) is None else variances,
         )
         for scaled, name in zip(link.multiplied, link.readers, strict=True)
     ]
