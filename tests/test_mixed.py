@@ -303,6 +303,14 @@ def place_with_rules(rules: Sequence[Rule]) -> Placement:
     return Placer(prepared, RECIPE)(rules)
 
 
+def always(_: object) -> bool:
+    return True
+
+
+def never(_: object) -> bool:
+    return False
+
+
 def test_time_is_not_given_for_what_is_optional() -> None:
     goal = Goal(sqnr=25, budget=1.0, optional=True)
     with given(outliers(), outlier_feeds()) as g:
@@ -310,7 +318,7 @@ def test_time_is_not_given_for_what_is_optional() -> None:
         for pays in (True, False):
             ledger = Ledger("none")
             search = Search(
-                g.variants, ranking, g.meter, goal, ledger, g.choice(), lambda _, pays=pays: pays
+                g.variants, ranking, g.meter, goal, ledger, g.choice(), [never, always][pays]
             )
             search.run()
             assert bool(search.best.units) is pays
