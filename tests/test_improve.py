@@ -199,6 +199,41 @@ def test_the_corrected_bias_is_written() -> None:
     assert abs(found["fast"]) < abs(found["none"]) / 3
 
 
+@pytest.mark.parametrize("shape", [(2,), (1, 1, 2)])
+def test_what_is_added_behind_a_matmul_is_its_bias(shape: tuple[int, ...]) -> None:
+    """As `shifted_network`, with two open dimensions: MatMul and Add do not become a Gemm."""
+    model = build(
+        "(float[B, S, 2] x) => (float[B, S, 2] y) { a = MatMul(x, w) y = Add(a, b) }",
+        {
+            "w": np.array([[1.27, 1.27], [0.004, -0.004]], np.float32),
+            "b": np.array([3, 4], np.float32).reshape(shape),
+        },
+    )
+    feeds = [{"x": feed["x"].reshape(1, 1, 2)} for feed in shifted_network()[1]]
+    written = onnxq.quantize_static(model, data=feeds, verify=False)
+    assert [node.op_type for node in written.graph.node].count("MatMul") == 1
+    added = weights_of(written)["b"]
+    assert added.shape == shape
+    np.testing.assert_allclose(added.reshape(-1), [3.04, 3.96], atol=0.01)
+    shift = np.mean([run(written, f)[0] - run(model, f)[0] for f in feeds], axis=(0, 1, 2))
+    np.testing.assert_allclose(shift, 0, atol=0.01)
+
+
+def test_an_add_that_is_not_a_bias_is_left_alone() -> None:
+    """The sum is over positions, not channels; or the product is given as well."""
+    for outputs, shape in (
+        ("float[B, 2, 2] y", (2, 1)),
+        ("float[B, 2, 2] y, float[B, 2, 2] a", (2,)),
+    ):
+        model = build(
+            f"(float[B, 2, 2] x) => ({outputs}) {{ a = MatMul(x, w) y = Add(a, b) }}",
+            {"w": normal(2, 2), "b": normal(*shape, seed=1)},
+        )
+        with context_of(model, samples("x", (1, 2, 2), 12)) as context:
+            bias.correct_biases(context, context.best)
+            assert "no weighted node has a bias" in str(context.ledger.entries[0])
+
+
 def test_a_bias_that_others_read_is_left_alone() -> None:
     model = build(
         "(float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y) { a = Conv(x, w, b) y = Conv(a, v, b) }",

@@ -9,6 +9,7 @@ judge.py      the error of a plan, on samples that nothing was fitted to, with i
 ledger.py     what each pass tried, and whether it was kept
 alone.py      what one tensor costs with all else in float
 ranges.py     each tensor's calibration method by that; method auto
+own_bias.py   the bias of a weighted node
 bias.py       sequential bias correction
 rescaling.py  where channels can be divided by s and multiplied again: links, and another network
 observed.py   what the channels of links hold

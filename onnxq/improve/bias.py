@@ -10,7 +10,7 @@ what cannot be told from chance is not corrected (the positive-part James-Stein 
 Source: M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction"
 (arXiv 1906.04721), section 4.2 and appendix D.
 
-Left out: a node without a bias, and one whose bias others read as well.
+Left out: a node without a bias (see own_bias.py), and one whose bias others read as well.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.improve.context import Context
+from onnxq.improve.own_bias import bias_of
 from onnxq.model import constant
-from onnxq.optable import rule_of
 from onnxq.plans import Plan, WeightUpdate
 from onnxq.qtypes import Float64Array
 
@@ -45,7 +45,7 @@ def sequentially(context: Context, plan: Plan) -> tuple[Plan, int]:
     frontier, corrected = context.fit, 0
     for part in context.emulated.parts:
         node = part.weighted
-        bias = None if node is None else bias_of(node)
+        bias = None if node is None else bias_of(node, plan.placement)
         if node is not None and bias is not None:
             expected = context.means[node.outputs[0].name or ""]
             shift = shrunk_mean(expected - frontier.means(plan))
@@ -67,17 +67,6 @@ def shrunk_mean(differences: Float64Array) -> Float64Array:
     return np.asarray(mean * np.maximum(0.0, 1.0 - share))
 
 
-def bias_of(node: ir.Node) -> ir.Value | None:
-    """The constant bias that only this node reads."""
-    rule = rule_of(node)
-    if rule is None or rule.bias is None or len(node.inputs) <= rule.bias:
-        return None
-    value = node.inputs[rule.bias]
-    if value is None or constant(value) is None or value.is_graph_output():
-        return None
-    return value if len(value.uses()) == 1 else None
-
-
 def shifted(plan: Plan, bias: ir.Value, shift: Float64Array) -> Plan:
     """The plan with `shift` added to the bias, which is a channel's or one for all."""
     name = bias.name or ""
@@ -86,5 +75,7 @@ def shifted(plan: Plan, bias: ir.Value, shift: Float64Array) -> Plan:
     assert tensor is not None
     values = update.values if update.values is not None else tensor.numpy()
     moved = (values.reshape(-1).astype(np.float64) + shift).astype(np.float32)
+    if moved.size == values.size:
+        moved = moved.reshape(values.shape)
     changed = dataclasses.replace(update, values=moved)
     return dataclasses.replace(plan, updates={**plan.updates, name: changed})

@@ -22,7 +22,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxq.model import constant
+from onnxq.improve.own_bias import bias_of
 from onnxq.numerics.quantize import dequantize, quantize
 from onnxq.plans import (
     ActivationPlacement,
@@ -133,7 +133,6 @@ class Emulated:
         self._rounded: dict[str, tuple[tuple[QuantParams, WeightUpdate | None], Array]] = {}
         self._kept = 0
         graph = prepared.ir.graph
-        self._initializers = {n for n, v in graph.initializers.items() if constant(v) is not None}
         values = [*graph.inputs, *(v for node in graph for v in node.outputs)]
         self._dtypes = {
             v.name: int(v.dtype) if v.dtype is not None else FLOAT for v in values if v.name
@@ -155,6 +154,9 @@ class Emulated:
 
     def _split(self) -> None:
         graph = self.prepared.ir.graph
+        weighted = [node for node in graph if node.name in self.weighted]
+        biases = [bias_of(node, self.placement) for node in weighted]
+        self._float_biases = {b.name for b in biases if b is not None}
         for value in graph.inputs:
             self._quantize(value.name or "")
         for node in graph:
@@ -192,7 +194,7 @@ class Emulated:
             key = f"{use.node}/onnxq_bias"
             self.parts[-1].constants[key] = Constant(functools.partial(self._bias, bias), FLOAT)
             return key
-        if use.node in self.weighted and use.index == 2 and name in self._initializers:
+        if name in self._float_biases:
             key = f"{use.node}/onnxq_bias"
             self.parts[-1].constants[key] = Constant(
                 functools.partial(self._float_bias, name), FLOAT

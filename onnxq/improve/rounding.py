@@ -22,6 +22,7 @@ from onnxq.improve.context import Context
 from onnxq.improve.frontier import Frontier
 from onnxq.improve.layer import Layer, layer_of
 from onnxq.improve.ledger import Entry
+from onnxq.improve.own_bias import bias_of
 from onnxq.numerics.quantize import quantize
 from onnxq.numerics.rounding import adaround, descend, layer_error, with_scales
 from onnxq.parametrize import refit_biases
@@ -82,7 +83,7 @@ def rounded(context: Context, plan: Plan, step: str, *, learned: bool) -> tuple[
                 context.ledger.add(entry)
                 plan = found.plan
                 changed += found.kept
-            value = bias.bias_of(node)
+            value = bias_of(node, plan.placement)
             if value is not None:
                 expected = context.means[node.outputs[0].name or ""]
                 plan = bias.shifted(plan, value, bias.shrunk_mean(expected - fit.means(plan)))

@@ -23,9 +23,9 @@ from functools import partial
 
 import numpy as np
 
-from onnxq.improve.bias import bias_of
 from onnxq.improve.context import Context
 from onnxq.improve.observed import Observed
+from onnxq.improve.own_bias import bias_of
 from onnxq.improve.rescaling import Link, Scaled, values_of, weight_maxima
 from onnxq.numerics.quantize import abs_max, dequantize, quantize, symmetric_params
 from onnxq.numerics.statistics import StatisticsBuilder
@@ -183,7 +183,7 @@ def _search(context: Context, plan: Plan, link: Link, seen: Observed) -> _Search
             np.asarray(values_of(context.prepared, scaled.tensor)),
             scaled,
             specs[scaled.tensor],
-            squares if bias_of(nodes[name]) is None else variances,
+            squares if bias_of(nodes[name], plan.placement) is None else variances,
         )
         for scaled, name in zip(link.multiplied, link.readers, strict=True)
     ]

@@ -11,7 +11,7 @@ are the same share a session.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ import onnxruntime as ort
 from onnxq.calibration import Calibration
 from onnxq.improve.emulated import Emulated
 from onnxq.improve.frontier import Batch, Frontier
+from onnxq.improve.own_bias import bias_of
 from onnxq.model import constant
 from onnxq.optable import Role, rule_of
 from onnxq.parametrize import parametrize, refit_biases
@@ -255,7 +256,9 @@ def _carried(
         if name in plan.params and (name in kernels or name in owners)
     }
     biases = {b.use: plan.biases[b.use] for b in placement.biases if b.use in plan.biases}
-    read: Iterable[str] = (*kernels, *(b.tensor for b in placement.biases))
+    weighted = {use.node for w in placement.weights if w.form == "kernel" for use in w.uses}
+    added = [bias_of(node, placement) for node in prepared.ir.graph if node.name in weighted]
+    read = (*kernels, *(bias.name or "" for bias in added if bias is not None))
     updates = {name: plan.updates[name] for name in read if name in plan.updates}
     if all(name in params for name in tensors) and len(biases) == len(placement.biases):
         return Plan(placement, params, biases, updates)
