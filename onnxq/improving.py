@@ -74,7 +74,7 @@ def improved(task: Task) -> Better:
     best = dataclasses.replace(best, plan=mixed.plan)
     if not recipe.has_target and not ledger.interrupted:
         # with less noise before each layer, the passes may find what they did not find at first
-        best = _passes(_from(task, best))
+        best = _passes(_from(task, best), again=True)
         ledger.extend(best.ledger)
     repeated = dataclasses.replace(
         recipe,
@@ -94,7 +94,7 @@ def _from(task: Task, best: Improved) -> Task:
     )
 
 
-def _passes(task: Task) -> Improved:
+def _passes(task: Task, *, again: bool = False) -> Improved:
     return improve(
         task.prepared,
         task.calibration,
@@ -106,6 +106,7 @@ def _passes(task: Task) -> Improved:
         tell=task.tell,
         spread=task.spread,
         guarded=task.recipe.isa in SATURATING,
+        again=again,
     )
 
 

@@ -3,6 +3,8 @@
 levels.py     which passes each `accuracy` level runs, what they will cost, and the loop over them
 context.py    what a pass works with, and the best plan so far
 emulated.py   a placement as a float network, in parts that begin at weighted nodes
+part.py       one of these parts
+sessions.py   what runs them, and the memory that it takes
 frontier.py   where that network stands for some samples; the rest can be run from anywhere
 reference.py  the float network's outputs and means
 judge.py      the error of a plan, on samples that nothing was fitted to, with its standard error

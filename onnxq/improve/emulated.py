@@ -14,8 +14,7 @@ part as integers, under the name `<tensor>/onnxq_q`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -23,6 +22,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxq.improve.own_bias import bias_of
+from onnxq.improve.part import Constant, Part, info, is_pointwise, names_read
+from onnxq.improve.sessions import session_options
 from onnxq.numerics.quantize import dequantize, quantize
 from onnxq.plans import (
     ActivationPlacement,
@@ -36,21 +37,13 @@ from onnxq.plans import (
 from onnxq.prepare import Prepared
 from onnxq.qtypes import Array, Float32Array, QuantParams
 from onnxq.rewrite import MICROSOFT, chosen_integers
-from onnxq.runtime import ORT_ERRORS, Feed, run, session
+from onnxq.runtime import Feed, run, session
 
 FLOAT = int(ir.DataType.FLOAT)
 # Bytes of rounded weights that are kept for the next run
 MOST_KEPT = 256 << 20
 
-__all__ = ["Emulated", "Part", "float_outputs", "quantized_name", "session_options"]
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """What a plan decides: how it is got, of which type, and which tensor of a plan it is of."""
-
-    make: Callable[[Plan], Array]
-    dtype: int
+__all__ = ["Emulated", "float_outputs", "quantized_name"]
 
 
 def quantized_name(tensor: str) -> str:
@@ -60,54 +53,6 @@ def quantized_name(tensor: str) -> str:
 
 def _float_name(tensor: str) -> str:
     return f"{tensor}/onnxq_dq"
-
-
-@functools.cache
-def _shared_memory() -> bool:
-    """Let all sessions that ask for it take their memory from one arena of the process.
-
-    With an arena each, they would hold the sum of what each needs at its time; without any, half
-    of the time goes into getting pages from the system.
-    """
-    memory = ort.OrtMemoryInfo(
-        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
-    )
-    try:
-        ort.create_and_register_allocator(memory, None)
-    except ORT_ERRORS:
-        return True  # the program that imports this has registered one already
-    return True
-
-
-def session_options() -> ort.SessionOptions:
-    """For many small sessions that take turns: one memory, and threads that sleep between runs."""
-    options = ort.SessionOptions()
-    if _shared_memory():
-        options.add_session_config_entry("session.use_env_allocators", "1")
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.enable_mem_pattern = False
-    return options
-
-
-@dataclass(eq=False)
-class Part:
-    """Some nodes of the network, in order.
-
-    weighted: the quantized weighted node that it begins with; None only for the first part.
-    reads, writes: tensors from earlier parts, and for later ones. live: all that this part and
-        later ones need of earlier ones.
-    constants: what the plan decides, by the name of the part's input.
-    """
-
-    weighted: ir.Node | None
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
-    constants: dict[str, Constant] = field(default_factory=dict)
-    live: frozenset[str] = frozenset()
-    made: set[str] = field(default_factory=set)
 
 
 def float_outputs(graph: ir.Graph) -> list[str]:
@@ -271,8 +216,8 @@ class Emulated:
         """Of a tensor that passes between parts."""
         for placed in self._placed.values():
             if name == quantized_name(placed.tensor):
-                return _info(name, int(ir.DataType.from_numpy(placed.spec.qtype.dtype)))
-        return _info(name, self._dtypes.get(name, FLOAT))
+                return info(name, int(ir.DataType.from_numpy(placed.spec.qtype.dtype)))
+        return info(name, self._dtypes.get(name, FLOAT))
 
     def _link(self) -> None:
         """Which tensors pass between parts."""
@@ -282,7 +227,7 @@ class Emulated:
         for part in reversed(self.parts):
             given = {name for node in part.nodes for name in node.output if name}
             part.writes = tuple(sorted(needed & given))
-            read = {name for node in part.nodes for name in _names_read(node)}
+            read = {name for node in part.nodes for name in names_read(node)}
             read -= given | part.constants.keys()
             read = {name for name in read if name not in initializers}
             part.reads = tuple(sorted(read))
@@ -321,7 +266,7 @@ class Emulated:
         if node is None or node.op_type != "Conv":
             return found
         means = found.reshape(found.shape[:2])
-        if not _is_pointwise(node):
+        if not is_pointwise(node):
             return means
         weight = constants[self._read_by(node, 1)]
         means = means @ weight.reshape(weight.shape[:2]).T
@@ -416,7 +361,7 @@ class Emulated:
         nodes = part.nodes[: at + 1]
         output = nodes[-1].output[0]
         if node.op_type == "Conv":
-            if _is_pointwise(node):
+            if is_pointwise(node):
                 output = nodes[-1].input[0]
                 nodes = nodes[:-1]
             mean = f"{output}/onnxq_mean"
@@ -426,10 +371,10 @@ class Emulated:
 
     def _proto(self, part: Part, nodes: list[onnx.NodeProto], outputs: Iterable[str]) -> bytes:
         graph = self.prepared.ir.graph
-        read = {name for node in nodes for name in _names_read(node)}
+        read = {name for node in nodes for name in names_read(node)}
         inputs = [
             *(self._info(name) for name in part.reads if name in read),
-            *(_info(name, c.dtype) for name, c in part.constants.items() if name in read),
+            *(info(name, c.dtype) for name, c in part.constants.items() if name in read),
         ]
         kept = []
         for name in sorted(read):
@@ -448,32 +393,3 @@ class Emulated:
                 ir_version=self.prepared.ir.ir_version or 8,
             ).SerializeToString()
         )
-
-
-def _is_pointwise(node: ir.Node) -> bool:
-    """A Conv that reads each position once, and no other: all means come through it."""
-    weight = node.inputs[1]
-    tensor = weight.const_value if weight is not None else None
-    if tensor is None or node.attributes.get_int("group", 1) != 1:
-        return False
-    plain = node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-    once = all(s == 1 for s in node.attributes.get_ints("strides", []))
-    padded = any(p != 0 for p in node.attributes.get_ints("pads", []))
-    return plain and once and not padded and all(d == 1 for d in tensor.shape.numpy()[2:])
-
-
-def _info(name: str, dtype: int) -> onnx.ValueInfoProto:
-    return onnx.helper.make_tensor_value_info(name, dtype, None)
-
-
-def _names_read(node: onnx.NodeProto) -> Iterator[str]:
-    """The tensors that a node reads, those that its bodies capture included."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        inner = [attribute.g] if attribute.HasField("g") else []
-        for body in (*inner, *attribute.graphs):
-            own = {v.name for v in body.input} | {t.name for t in body.initializer}
-            own |= {name for n in body.node for name in n.output}
-            for inside in body.node:
-                yield from (name for name in _names_read(inside) if name not in own)
-            yield from (v.name for v in body.output if v.name not in own)

@@ -12,6 +12,7 @@ from onnxq.improve import bias, equalization, ranges, rounding, smoothquant
 from onnxq.improve.context import Context, Remake, chosen_samples
 from onnxq.improve.emulated import float_outputs
 from onnxq.improve.ledger import Ledger
+from onnxq.improve.sessions import give_memory_back
 from onnxq.parametrize import parametrize
 from onnxq.plans import Plan
 from onnxq.prepare import Prepared
@@ -32,11 +33,13 @@ class Pass:
 
     run: offers candidates to the context, made from the plan it is given.
     cost: how many runs of one sample through the whole emulated network it takes, about.
+    remakes: its candidates are other float networks, with plans that start anew.
     """
 
     name: str
     run: Callable[[Context, Plan], None]
     cost: Callable[[Context], float]
+    remakes: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ class Improved:
 PASSES: Mapping[str, Pass] = {
     p.name: p
     for p in (
-        Pass(smoothquant.NAME, smoothquant.smooth, smoothquant.cost),
-        Pass(equalization.NAME, equalization.equalize, equalization.cost),
+        Pass(smoothquant.NAME, smoothquant.smooth, smoothquant.cost, remakes=True),
+        Pass(equalization.NAME, equalization.equalize, equalization.cost, remakes=True),
         Pass(ranges.NAME, ranges.choose_ranges, ranges.cost),
         Pass(bias.NAME, bias.correct_biases, lambda c: 2 * c.ledger.fit + c.ledger.judge),
         # the moments and the search take about as long as seven walks through the network
@@ -97,6 +100,7 @@ def improve(
     tell: Callable[[str], None] | None = None,
     spread: Spread = Spread(),  # noqa: B008  # frozen
     guarded: bool = False,
+    again: bool = False,
 ) -> Improved:
     """The best plan that the passes of a level find; the given one if none is better.
 
@@ -107,13 +111,14 @@ def improve(
     tell: takes a line on what this will cost, and one on what it did.
     spread: who runs samples, and searches layer by layer.
     guarded: the scales of weights keep products from saturating (see `Context`).
+    again: the plan has been improved before, so that one that starts anew cannot be better.
 
     Ctrl-C ends it early, with the best plan until then.
     """
     chosen = LEVELS[level]
     auto = ranges.asks_for_it(plan.placement)
     asked = {*chosen.passes, *extra, *([ranges.NAME] if auto else [])}
-    names = [name for name in PASSES if name in asked]
+    names = [n for n, step in PASSES.items() if n in asked and not (again and step.remakes)]
     ledger = Ledger(level)
     if not names or not plan.placement.activations:
         return Improved(prepared, calibration, plan, ledger)
@@ -170,4 +175,5 @@ def _run(step: Pass, context: Context) -> None:
     try:
         step.run(context, context.best)
     finally:
+        give_memory_back()
         context.ledger.seconds[step.name] = time.perf_counter() - started

@@ -113,7 +113,9 @@ class Search:
 
     def _measured(self, units: Sequence[Unit], *, stored: bool) -> tuple[Variant, Score]:
         variant = self._variants.left(units, stored=stored)
-        return variant, self._meter(variant)
+        score = self._meter(variant)
+        variant.emulated.forget()
+        return variant, score
 
     def _judge(self, found: Choice, what: str, node: str | None = None) -> bool:
         pays = not self._goal.optional or self._pays(found.variant)

@@ -184,4 +184,5 @@ def _sweep(
     walk = Walk(base, batches)
     for place, (unit, variant) in sorted(zip(places, made, strict=True), key=lambda pair: pair[0]):
         found = walk.meet(variant, place).outputs(variant.plan)
+        variant.emulated.forget()
         yield unit, judge.errors_of(found)

@@ -23,6 +23,7 @@ from onnxq.calibration import Calibration
 from onnxq.improve.emulated import Emulated
 from onnxq.improve.frontier import Batch, Frontier
 from onnxq.improve.own_bias import bias_of
+from onnxq.improve.sessions import give_memory_back
 from onnxq.model import constant
 from onnxq.optable import Role, rule_of
 from onnxq.parametrize import parametrize, refit_biases
@@ -121,6 +122,10 @@ class Aligned(Emulated):
         """Let the sessions of these parts serve later variants as well."""
         self._shared.keys.update(self._key(i) for i in range(len(self.parts)))
 
+    def forget(self) -> None:
+        """Drop the sessions that no other variant uses."""
+        self._sessions.clear()
+
     def _split(self) -> None:
         self.weighted = set(self._cuts)
         super()._split()
@@ -203,6 +208,14 @@ class Variants:
     def label(self) -> str:
         """How messages name the model."""
         return self._prepared.label
+
+    def forget(self) -> None:
+        """Drop all sessions and rounded weights."""
+        for variant in (self.base, self.floating):
+            variant.emulated.forget()
+        self._shared.sessions.clear()
+        self._shared.rounded.clear()
+        give_memory_back()
 
     def left(self, units: Collection[Unit], *, stored: bool = False) -> Variant:
         """With these left float, and no others. stored: their weights are INT16 all the same.
