@@ -16,7 +16,7 @@ from onnxq.improve import Ledger
 from onnxq.improve.context import Context
 from onnxq.improve.emulated import float_outputs
 from onnxq.improve.judge import Judge
-from onnxq.improve.macs import macs_of
+from onnxq.improve.macs import macs_by_node
 from onnxq.improve.mixed.sensitivity import sensitivities
 from onnxq.improve.mixed.stage import RANKED, ranking_reference
 from onnxq.improve.mixed.variants import Variants, units_of
@@ -115,7 +115,7 @@ def analyze(
         with Context(
             prepared, calibration, samples, plan, Ledger("none"), (measured, [0])
         ) as context:
-            macs = macs_of(prepared, context.fit.batches[0].tensors)
+            macs = macs_by_node(prepared, context.fit.batches[0].tensors)
             units = units_of(prepared, placement, macs)
             variants = Variants(prepared, calibration, plan, units, place)
             reference = ranking_reference(context)

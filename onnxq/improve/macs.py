@@ -1,33 +1,22 @@
-"""Multiply-accumulate operations (MACs) of each node, from the shapes that one sample gives.
-
-Conv, ConvTranspose, Gemm and MatMul of the main graph are counted, whatever they multiply:
-
-    Conv           elements of the output * elements of one filter
-    ConvTranspose  elements of the input  * elements of one filter
-    Gemm, MatMul   elements of the output * length of the inner dimension
-"""
+"""Multiply-accumulate operations (MACs) of each node, from the shapes that one sample gives."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-
 import onnx_ir as ir
 
+from onnxq.measure.macs import Sizes, is_counted, macs_of
 from onnxq.model import constant
 from onnxq.prepare import Prepared
 from onnxq.runtime import Feed, run, session
 
-__all__ = ["macs_of"]
-
-COUNTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+__all__ = ["macs_by_node"]
 
 
-def macs_of(prepared: Prepared, feed: Feed) -> dict[str, int]:
-    """Name of the node -> MACs for this feed."""
+def macs_by_node(prepared: Prepared, feed: Feed) -> dict[str, int]:
+    """Name of each node of the main graph that has any -> MACs for this feed."""
     model = prepared.ir.clone()
-    nodes = [n for n in model.graph if n.op_type in COUNTED and n.domain == ""]
-    values = {v for n in nodes for v in (*n.inputs[:2], n.outputs[0]) if v is not None}
+    nodes = [node for node in model.graph if is_counted(node)]
+    values = {v for n in nodes for v in (*n.inputs[:3], n.outputs[0]) if v is not None and v.name}
     known = {
         v.name or "": tuple(tensor.shape.numpy())
         for v in values
@@ -49,15 +38,5 @@ def macs_of(prepared: Prepared, feed: Feed) -> dict[str, int]:
             v.name or "": tuple(int(d) for d in shape)
             for v, shape in zip(asked, found, strict=True)
         }
-    return {node.name or "": _macs(node, known) for node in nodes}
-
-
-def _macs(node: ir.Node, shapes: Mapping[str, Sequence[int]]) -> int:
-    data, weight = (shapes[v.name or ""] if v is not None else () for v in node.inputs[:2])
-    output = shapes[node.outputs[0].name or ""]
-    if node.op_type == "Conv":
-        return math.prod(output) * math.prod(weight[1:])
-    if node.op_type == "ConvTranspose":
-        return math.prod(data) * math.prod(weight[1:])
-    inner = data[0] if node.attributes.get_int("transA", 0) else data[-1]
-    return math.prod(output) * inner
+    sizes = Sizes.given(known)
+    return {node.name or "": macs_of(node, sizes) or 0 for node in nodes}

@@ -15,7 +15,7 @@ are not known at all is counted in `unknown`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from onnxq.prepare import infer_shapes
 
-__all__ = ["IntegerShare", "Sizes", "integer_share"]
+__all__ = ["IntegerShare", "Sizes", "integer_share", "is_counted", "macs_of"]
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,19 @@ class Sizes:
     """The shapes of a model's tensors for a batch of one, by name."""
 
     def __init__(self, model: ir.Model) -> None:
-        self._dims = {
+        self._dims: dict[str | None, list[int | str]] = {
             value.name: [d if isinstance(d, int) else d.value or "?" for d in value.shape]
             for graph in _of_one(model).graphs()
             for value in _values(graph)
             if value.shape is not None
         }
+
+    @classmethod
+    def given(cls, shapes: Mapping[str, Sequence[int]]) -> Sizes:
+        """Of shapes that are known otherwise."""
+        found = cls.__new__(cls)
+        found._dims = {name: list(shape) for name, shape in shapes.items()}
+        return found
 
     def dims(self, value: ir.Value | None) -> list[int] | None:
         """None if the rank is not known; dimensions without a number are 1."""
@@ -104,10 +111,9 @@ def integer_share(
     total = integer = unknown = 0
     names: set[str] = set()
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        count = COUNTS.get(node.op_type) if node.domain == "" else None
-        if count is None:
+        if not is_counted(node):
             continue
-        found = count(node, sizes)
+        found = macs_of(node, sizes)
         if found is None:
             unknown += 1
             continue
@@ -115,6 +121,16 @@ def integer_share(
         integer += found if node.name in quantized else 0
         names |= sizes.open(node.inputs[0]) | sizes.open(node.outputs[0])
     return IntegerShare(total, integer, unknown, tuple(sorted(names)))
+
+
+def is_counted(node: ir.Node) -> bool:
+    """Whether it has MACs."""
+    return node.domain == "" and node.op_type in COUNTS
+
+
+def macs_of(node: ir.Node, sizes: Sizes) -> int | None:
+    """The MACs of a counted node; None if its shapes are not known."""
+    return COUNTS[node.op_type](node, sizes)
 
 
 def _of_one(model: ir.Model) -> ir.Model:

@@ -25,7 +25,7 @@ from onnxq.improve.context import Context, chosen_samples
 from onnxq.improve.emulated import float_outputs
 from onnxq.improve.ledger import Ledger
 from onnxq.improve.levels import LEVELS
-from onnxq.improve.macs import macs_of
+from onnxq.improve.macs import macs_by_node
 from onnxq.improve.mixed.goals import Evaluate, Goal, Meter, Score, Write
 from onnxq.improve.mixed.search import NAME, Choice, Search
 from onnxq.improve.mixed.sensitivity import Sensitivity, sensitivities
@@ -178,7 +178,7 @@ class _Stage:
 
     def __init__(self, setup: Setup, context: Context, plan: Plan, ledger: Ledger) -> None:
         self._setup, self._context, self._plan, self._ledger = setup, context, plan, ledger
-        self._macs = macs_of(setup.prepared, context.fit.batches[0].tensors)
+        self._macs = macs_by_node(setup.prepared, context.fit.batches[0].tensors)
         self._units = units_of(setup.prepared, plan.placement, self._macs)
         self._meter = Meter(context.judge, context.judged, setup.evaluate, setup.write)
         self._sizes = Sizes(setup.prepared.ir)
