@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxq.improve.context import Context
 from onnxq.improve.observed import Observed
@@ -183,12 +184,18 @@ def _search(context: Context, plan: Plan, link: Link, seen: Observed) -> _Search
             np.asarray(values_of(context.prepared, scaled.tensor)),
             scaled,
             specs[scaled.tensor],
-            squares if bias_of(nodes[name], plan.placement) is None else variances,
+            variances if _has_bias(nodes[name], plan) else squares,
         )
         for scaled, name in zip(link.multiplied, link.readers, strict=True)
     ]
     placed = activations[Use(link.readers[0], 0)]
     return _Search(seen, weight_maxima(context.prepared, link), placed, readers)
+
+
+def _has_bias(node: ir.Node, plan: Plan) -> bool:
+    """As an input. What an Add behind the node adds is corrected later than this is judged."""
+    bias = bias_of(node, plan.placement)
+    return bias is not None and bias in node.inputs
 
 
 def _best(searches: Sequence[_Search]) -> list[_Best | None]:
