@@ -23,7 +23,7 @@ __all__ = ["FloatNetwork", "Reference", "batches_of", "read"]
 # Samples that run at once, where the model allows it
 BATCH = 4
 # Bytes of inputs and intermediate tensors that are held for all samples of a pass
-MOST_HELD = 300 << 20
+MOST_HELD = 256 << 20
 
 
 @dataclass(frozen=True, eq=False)
