@@ -92,6 +92,8 @@ def test_an_approximate_gelu_is_none() -> None:
         "y = Mul(x, v)",  # a number for each channel
         "y = PRelu(x, v)",
         "y = Softmax(x)",
+        "a = Add(x, c) y = Div(a, x)",  # no value at 0
+        "y = Div(c, x)",
         "y = Clip(x, u, u)",  # a bound that is calculated
     ],
 )
@@ -99,6 +101,7 @@ def test_what_is_no_function_of_one_number_is_no_curve(nodes: str) -> None:
     extra = "t = Softmax(x)" if "t)" in nodes else ""
     extra += " m = ReduceMax<keepdims = 0>(x) u = Abs(m)" if "u," in nodes else ""
     constants = {"v": normal(7, seed=3)} if "v)" in nodes else {}
+    constants |= {"c": np.array(2, np.float32)} if "Div" in nodes else {}
     value, _ = value_of(f"{extra} {nodes}", constants)
     assert curve_behind(value) is None
 

@@ -222,6 +222,29 @@ def test_rounding_gains_in_a_network_and_the_ledger_has_each_layer() -> None:
         assert not np.array_equal(integers, nearest)
 
 
+def test_a_channel_whose_bias_bears_no_other_scale_does_not_stop_the_others() -> None:
+    """Its weights are next to nothing, so that the bias sets the scale."""
+    weights = {"w": normal(8, 1, 3, 3), "b": normal(8, seed=1), "v": normal(8, 8, 1, 1, seed=2)}
+    weights["w"][3] *= np.float32(1e-7)
+    weights["b"][3] = 1.0
+    model = build(
+        """(float[N, 8, 8, 8] x) => (float[N, 8, 6, 6] y) {
+            a = Conv<group = 8>(x, w, b)
+            r = Relu(a)
+            y = Conv(r, v)
+        }""",
+        weights,
+    )
+    with context_of(model, samples("x", (1, 8, 8, 8), 24)) as context:
+        before = context.best
+        after, _ = rounding.rounded(context, before, rounding.NAME, learned=False)
+        entry = context.ledger.entries[0]
+    assert entry.kept
+    changed = after.params["w"].scale != before.params["w"].scale
+    assert changed.any()
+    assert not changed[3]
+
+
 def test_a_layer_with_too_many_inputs_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounding, "MOST_INPUTS", 3)
     model = build(

@@ -25,7 +25,7 @@ from onnxq.rewrite import rewrite
 from onnxq.saturation import Verdict
 from onnxq.save import to_proto
 
-from .models import Array, Feed, build, normal, rng, run, samples, sqnr
+from .models import Array, Feed, build, normal, rng, run, samples, sqnr, weights_of
 from .test_improve import context_of
 
 RECIPE = StaticRecipe(target="onnxruntime-x86", method="min_max").effective()
@@ -436,6 +436,50 @@ def test_a_link_that_harms_is_left_out_and_the_others_are_kept() -> None:
         assert context.judge.errors(context.best).sqnr == context.errors.sqnr
         expected = weight_maxima(before, second)
         np.testing.assert_allclose(weight_maxima(context.prepared, second), expected, rtol=1e-5)
+
+
+def test_channels_are_observed_where_a_tensor_has_them() -> None:
+    """Behind a pool and Flatten they come last; in what is quantized before it they do not."""
+    model = build(
+        """(float[N, 3, 8, 8] x) => (float[N, 8] y) {
+            a = Conv(x, w, b)
+            r = LeakyRelu(a)
+            p = GlobalAveragePool(r)
+            f = Flatten(p)
+            y = Gemm(f, v)
+        }""",
+        {"w": normal(8, 3, 1, 1), "b": normal(8, seed=1), "v": normal(8, 8, seed=2)},
+    )
+    with context_of(model, samples("x", (1, 3, 8, 8), 24), RECIPE) as context:
+        (link,) = links(context.prepared)
+        assert dict(zip(link.tensors, link.axes, strict=True))["a"] == (-3,)
+        found = observe(context, [link])[link]
+        assert found.before == ()
+        assert found.read.maxima.shape == (8,)
+
+
+def test_samples_of_no_rows_are_passed_over() -> None:
+    model = build(
+        """(float[1, S, 6] x) => (float[1, S, 4] y) {
+            n = LayerNormalization(x, g, h) m = MatMul(n, w) y = Add(m, b)
+        }""",
+        {"g": normal(6), "h": normal(6, seed=1), "w": normal(6, 4, seed=2), "b": normal(4, seed=3)},
+    )
+    feeds = [{"x": normal(1, 0 if i % 5 == 0 else 3, 6, seed=i)} for i in range(30)]
+    for level in ("fast", "balanced"):
+        written = onnxq.quantize_static(model, data=feeds, verify=False, accuracy=level)
+        assert all(np.isfinite(array).all() for array in weights_of(written).values())
+
+
+def test_weights_that_keep_their_means_are_exact_with_16_bits() -> None:
+    """A rescaled network is then judged by its activations alone, not by 8 bit integers."""
+    model = wide_channels()
+    feeds = samples("x", (1, 8, 6, 6), 48)
+    for correction in (False, True):
+        recipe = dataclasses.replace(RECIPE, weight_correction=correction)
+        with context_of(model, feeds, recipe) as context:
+            exact = improving._with_exact_weights(context.best)
+            assert context.judge.errors(exact).sqnr > context.errors.sqnr - 0.5
 
 
 def test_what_cannot_be_done_is_noted() -> None:

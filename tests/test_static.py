@@ -317,8 +317,12 @@ def test_views_share_their_input_s_parameters() -> None:
 
 
 @pytest.mark.parametrize("also", [False, True])
-def test_parts_that_only_a_concat_reads_have_its_parameters(also: bool) -> None:
-    """The wide part sets the range; the narrow one is tied unless something else reads it."""
+@pytest.mark.parametrize("ruled", [False, True])
+def test_parts_that_only_a_concat_reads_have_its_parameters(also: bool, ruled: bool) -> None:
+    """The wide part sets the range; the narrow one is tied unless something else reads it.
+
+    Or unless a rule says what its range is.
+    """
     weights = {
         "w1": conv(16, 8)[:, :, :1, :1] * np.float32(0.1),
         "w4": conv(8, 8, seed=3)[:, :, :1, :1],
@@ -331,7 +335,8 @@ def test_parts_that_only_a_concat_reads_have_its_parameters(also: bool) -> None:
         f" p = Conv(x, w1) q = Conv(x, w4) c = Concat<axis = 1>(p, q) y = Conv(c, w5){end} }}",
         {name: weights[name] for name in ("w1", "w4", "w5", *(["w6"] if also else []))},
     )
-    result = quantize(model, NETS["Concat"].feeds())
+    rules = (onnxq.Rule(nodes=("p",), method="min_max"),) if ruled else ()
+    result = quantize(model, NETS["Concat"].feeds(), rules=rules)
     values = weights_of(result)
     scales = {
         node.input[0]: float(values[node.input[1]])
@@ -339,7 +344,8 @@ def test_parts_that_only_a_concat_reads_have_its_parameters(also: bool) -> None:
         if node.op_type == "QuantizeLinear"
     }
     assert scales["q"] == scales["c"]
-    assert (scales["p"] < scales["c"] / 2) if also else (scales["p"] == scales["c"])
+    free = also or ruled
+    assert (scales["p"] < scales["c"] / 2) if free else (scales["p"] == scales["c"])
 
 
 @pytest.mark.parametrize("target", ["paddle", "tensorrt"])

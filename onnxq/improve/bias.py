@@ -58,9 +58,9 @@ def sequentially(context: Context, plan: Plan) -> tuple[Plan, int]:
 def shrunk_mean(differences: Float64Array) -> Float64Array:
     """The mean over axis 0 of [samples, channels], less what may be chance."""
     count = len(differences)
-    mean = differences.mean(axis=0)
     if count < 2:
-        return np.zeros_like(mean)
+        return np.zeros(differences.shape[1])
+    mean = differences.mean(axis=0)
     squared_error = differences.var(axis=0, ddof=1) / count
     share = np.zeros_like(mean)
     np.divide(squared_error, np.square(mean), out=share, where=mean != 0)

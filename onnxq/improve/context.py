@@ -238,8 +238,11 @@ class Context:
 
 
 def _with_exact_weights(plan: Plan) -> Plan:
-    """The plan with weights of 16 bits, as if only activations were quantized."""
-    params = dict(plan.params)
+    """The plan with symmetric weights of 16 bits, as if only activations were quantized."""
+    params, updates = dict(plan.params), dict(plan.updates)
     for weight in plan.placement.weights:
-        params[weight.tensor] = in_more_bits(params[weight.tensor], INT16)
-    return dataclasses.replace(plan, params=params)
+        name, known = weight.tensor, plan.params[weight.tensor]
+        params[name] = in_more_bits(known, INT16)
+        if name in updates and params[name] is not known:  # its integers were for 8 bits
+            updates[name] = dataclasses.replace(updates[name], integers=None, to_mean=None)
+    return dataclasses.replace(plan, params=params, updates=updates)

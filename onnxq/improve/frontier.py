@@ -87,7 +87,12 @@ class Frontier:
 
 
 def rows_of(means: Array, samples: int) -> Float64Array:
-    """Means of rows [samples * rows, ..., channels] as means of samples: [samples, channels]."""
+    """Means of rows [samples * rows, ..., channels] as means of samples: [samples, channels].
+
+    Samples without rows have no mean: all of them together are [0, channels].
+    """
+    if not means.size:
+        return np.empty((0, means.shape[-1]))
     rows = means.reshape(samples, -1, means.shape[-1]).astype(np.float64)
     return np.asarray(rows.mean(axis=1))
 

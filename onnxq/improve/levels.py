@@ -24,6 +24,7 @@ __all__ = ["LEVELS", "PASSES", "Improved", "Level", "Pass", "improve"]
 
 NO_SAMPLES = "it needs samples, and only statistics were given"
 NO_OUTPUT = "the network has no float output to judge by"
+ANEW = "what has been improved already is better than a plan that starts anew"
 FEW_SAMPLES = "it needs at least 4 samples to calibrate with, there are {}"
 
 
@@ -118,8 +119,12 @@ def improve(
     chosen = LEVELS[level]
     auto = ranges.asks_for_it(plan.placement)
     asked = {*chosen.passes, *extra, *([ranges.NAME] if auto else [])}
-    names = [n for n, step in PASSES.items() if n in asked and not (again and step.remakes)]
+    names = [name for name in PASSES if name in asked]
     ledger = Ledger(level)
+    if again:
+        for name in [n for n in names if PASSES[n].remakes]:
+            ledger.skip(name, ANEW)
+            names.remove(name)
     if not names or not plan.placement.activations:
         return Improved(prepared, calibration, plan, ledger)
     count = 0 if samples is None else len(samples)

@@ -47,7 +47,8 @@ class Seen:
 class Observed:
     """Of what a link's readers read; and before: of what is quantized on the way to it.
 
-    That is, of what is quantized and then read through a function (LeakyRelu).
+    That is, of what is quantized and then read through a function (LeakyRelu), with all channels of
+    the link in the same place.
     """
 
     read: Seen
@@ -59,7 +60,14 @@ def observe(context: Context, chosen: Sequence[Link]) -> dict[Link, Observed]:
     model = context.prepared.ir.clone()
     values = {v.name or "": v for node in model.graph for v in node.outputs}
     curved = {a.tensor: a for a in context.best.placement.activations if a.curve is not None}
-    before = {link: [curved[name] for name in link.tensors if name in curved] for link in chosen}
+    before = {
+        link: [
+            curved[name]
+            for name, axes in zip(link.tensors, link.axes, strict=True)
+            if name in curved and axes == (link.axis,)
+        ]
+        for link in chosen
+    }
     wanted = {link.read: link for link in chosen}
     wanted |= {a.tensor: link for link in chosen for a in before[link]}
     room = MOST_BYTES // (4 * max(sum(link.channels for link in wanted.values()), 1))
@@ -93,6 +101,7 @@ def observe(context: Context, chosen: Sequence[Link]) -> dict[Link, Observed]:
     return {
         link: Observed(seen[link.read], tuple((a, seen[a.tensor]) for a in before[link]))
         for link in chosen
+        if len(seen[link.read].rows)
     }
 
 
@@ -131,4 +140,4 @@ def _fetched(graph: ir.Graph, value: ir.Value, link: Link, each: int) -> tuple[i
 def _some(array: Array, count: int) -> Array:
     """Evenly spread rows of each sample of [samples, rows, channels]."""
     here = array.shape[1]
-    return array[:, np.arange(count) * here // count]
+    return array[:, np.arange(count if here else 0) * here // count]

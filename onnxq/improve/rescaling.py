@@ -71,7 +71,8 @@ class Link:
     sources: names of the nodes that make them. made: their weights, in the order of the channels.
     divided, multiplied: constants by s, the former with those weights among them.
     readers: names of the weighted nodes. read, axis: what the first of them reads, and where its
-        channels are (a negative index). tensors: all tensors that change.
+        channels are (a negative index). tensors: all tensors that change. axes: where each of them
+        has the channels; none if it has some of them only.
     """
 
     sources: tuple[str, ...]
@@ -83,6 +84,7 @@ class Link:
     read: str
     axis: int
     tensors: tuple[str, ...]
+    axes: tuple[tuple[int, ...], ...]
 
 
 def links(prepared: Prepared) -> list[Link]:
@@ -149,7 +151,7 @@ def _link(node: ir.Node) -> Link | None:
     made = _put_together(node) if node.op_type == "Concat" else _made(node)
     if made is None:
         return None
-    trace = _Trace(made.channels, list(made.divided), tensors=list(made.tensors))
+    trace = _Trace(made.channels, list(made.divided), tensors=dict.fromkeys(made.tensors, ()))
     if not trace.follow(node.outputs[0], (made.axis,)) or not trace.readers:
         return None
     changed = [*trace.divided, *trace.multiplied]
@@ -165,6 +167,7 @@ def _link(node: ir.Node) -> Link | None:
         trace.read[0],
         trace.read[1],
         tuple(trace.tensors),
+        tuple(trace.tensors.values()),
     )
 
 
@@ -194,7 +197,9 @@ def _put_together(concat: ir.Node) -> _Made | None:
             value = node.inputs[0]
             node = value.producer()
         made = None if node is None or (value.name or "") not in tensors else _made(node)
-        if made is None or node is None or node.op_type != "Conv" or made.axis != axis:
+        if made is None or node is None or node.domain or node.op_type != "Conv":
+            return None
+        if made.axis != axis:
             return None
         parts.append(made)
     channels = sum(part.channels for part in parts)
@@ -267,19 +272,19 @@ class _Trace:
     """Follows channels from their source to their readers.
 
     Where they are in a tensor is told by its axes, counted from the end: (-1,), or (-2, -1) for
-    heads times width.
+    heads times width. tensors: with these axes.
     """
 
     channels: int
     divided: list[Scaled]
     multiplied: list[Scaled] = field(default_factory=list)
     readers: list[str] = field(default_factory=list)
-    tensors: list[str] = field(default_factory=list)
+    tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     read: tuple[str, int] = ("", -1)
 
     def follow(self, value: ir.Value, axes: tuple[int, ...]) -> bool:
         """Whether all that reads the value is a weighted node, or leads to such only."""
-        self.tensors.append(value.name or "")
+        self.tensors[value.name or ""] = axes
         if value.is_graph_output() or not value.uses():
             return False
         return all(self._through(node, index, value, axes) for node, index in value.uses())

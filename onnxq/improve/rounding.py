@@ -16,6 +16,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxq.improve import bias
 from onnxq.improve.context import Context
@@ -130,7 +131,10 @@ def _choose(
     scales = scale
     if params.axis is not None:
         factors = _factors(layer.inputs, 1.0 if context.guarded else LOWEST)
-        found, scales = with_scales(weights, found, scale, factors, ridged, *limits)
+        tried, other = with_scales(weights, found, scale, factors, ridged, *limits)
+        if other is not scale:
+            borne = _borne(context, layer, plan, other)
+            found, scales = np.where(borne, tried, found), np.where(borne, other, scale)
     signal = float(layer_error(weights, power).sum())
     before, after = (
         float(layer_error(weights - s * q, power).sum()) / max(signal, 1e-30)
@@ -140,16 +144,26 @@ def _choose(
         return _Choice(plan, before, after, kept=False)
     changed = dataclasses.replace(update, integers=layer.stored(found).astype(np.int64))
     updates = {**plan.updates, layer.name: changed}
-    if scales is scale:
-        return _Choice(dataclasses.replace(plan, updates=updates), before, after, kept=True)
+    plan = dataclasses.replace(plan, updates=updates)
+    if scales is not scale:
+        plan = _with_scale(context, layer, plan, scales)
+    return _Choice(plan, before, after, kept=True)
+
+
+def _with_scale(context: Context, layer: Layer, plan: Plan, scales: Float64Array) -> Plan:
+    """With other scales of a weight, larger where its bias needs that, and a bias that fits."""
+    params = plan.params[layer.name]
     scaled = scales.reshape(params.scale.shape).astype(np.float32)
     moved = {**plan.params, layer.name: dataclasses.replace(params, scale=scaled)}
-    fitted = refit_biases(
-        context.prepared, dataclasses.replace(plan, params=moved, updates=updates)
-    )
-    if not np.array_equal(fitted.params[layer.name].scale, scaled):  # a bias needs a larger one
-        return _Choice(plan, before, before, kept=False)
-    return _Choice(fitted, before, after, kept=True)
+    return refit_biases(context.prepared, dataclasses.replace(plan, params=moved))
+
+
+def _borne(
+    context: Context, layer: Layer, plan: Plan, scales: Float64Array
+) -> npt.NDArray[np.bool_]:
+    """Where the bias takes the scale of a channel: [groups, channels, 1]."""
+    fitted = _with_scale(context, layer, plan, scales).params[layer.name].scale
+    return np.asarray(layer.scale(fitted) == scales)
 
 
 def _factors(inputs: int, lowest: float) -> Float64Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import numpy as np
@@ -14,7 +15,7 @@ __all__ = ["give_memory_back", "session_options"]
 
 
 @functools.cache
-def _shared_memory() -> bool:
+def _share_memory() -> None:
     """Let all sessions that ask for it take their memory from one arena of the process.
 
     With an arena each, they would hold the sum of what each needs at its time; without any, half
@@ -23,18 +24,16 @@ def _shared_memory() -> bool:
     memory = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )
-    try:
+    # else the program that imports this has registered one already
+    with contextlib.suppress(*ORT_ERRORS):
         ort.create_and_register_allocator(memory, None)
-    except ORT_ERRORS:
-        return True  # the program that imports this has registered one already
-    return True
 
 
 def session_options() -> ort.SessionOptions:
     """For many small sessions that take turns: one memory, and threads that sleep between runs."""
     options = ort.SessionOptions()
-    if _shared_memory():
-        options.add_session_config_entry("session.use_env_allocators", "1")
+    _share_memory()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -16,7 +16,7 @@ threshold (with all the levels if the data has one sign) within the minimum and 
 `emd` and `ptf` shrink each end by a factor of its own.
 
 `mse` measures its error behind the function that a tensor is read through (LeakyRelu, HardSwish,
-...), if there is one, and may then shrink an end to nothing.
+...), if there is one, and may then shrink an end to next to nothing.
 """
 
 from __future__ import annotations

@@ -99,9 +99,9 @@ def with_scales(
     """
     groups, channels, _ = weights.shape
     count = len(factors)
-    first = np.broadcast_to(scale, (groups, channels, 1))
     if not count:
-        return start, first
+        return start, scale
+    first = np.broadcast_to(scale, (groups, channels, 1))
     others = (first * factors[:, None, None, None]).astype(np.float32).astype(np.float64)
     # all at once, as so many channels of each group
     tried = others.transpose(1, 0, 2, 3).reshape(groups, count * channels, 1)

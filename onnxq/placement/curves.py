@@ -70,6 +70,8 @@ def _step(node: ir.Node, places: dict[ir.Value, int]) -> Step | None:
         number, first = known, index == 0
     if not sources:
         return None
+    if node.op_type == "Div" and (first or not number):
+        return None  # by a number only: 1 / x has no value at 0
     return Step(node.op_type, tuple(sources), number, first, _options(node))
 
 

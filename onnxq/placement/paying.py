@@ -100,10 +100,13 @@ def estimated_loss(
 def estimated_gain(
     prepared: Prepared, placement: Placement, costs: Costs, sizes: Sizes
 ) -> float | None:
-    """Seconds that the Convs save in int8, all islands together; None if that is not known."""
+    """Seconds that the Convs save in int8, all islands together; None if that is not known.
+
+    Nothing where none is left in int8.
+    """
     found = [i for i in islands(prepared, placement) if any(n.op_type == "Conv" for n in i.nodes)]
     gains = [_gain(island, costs, sizes) for island in found]
-    if not gains or any(gain is None for gain in gains):
+    if any(gain is None for gain in gains):
         return None
     return math.fsum(gain or 0.0 for gain in gains) * 1e-9
 

@@ -111,7 +111,7 @@ class _Placer:
                 requantized=value in self.integers,
                 unit_range=self._is_unit_range(value),
                 joins=self._joins(value, uses.keys()),
-                tied=self._is_tied(value),
+                tied=self._is_tied(value) and not self._choice(value).ruled,
                 ruled=self._choice(value).ruled,
                 curve=curve_behind(self._owner(value)),
             )
