@@ -5,16 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
-__all__ = ["SPAWN", "KillsOnce", "dask_cluster"]
+__all__ = ["KillsOnce", "SlowPool", "dask_cluster"]
 
-SPAWN = multiprocessing.get_context("spawn")
+# Seconds that a task waits: longer than what calls back takes to kill its worker
+WAIT = 0.5
 
 
 def kill_one_child() -> None:
@@ -22,6 +25,23 @@ def kill_one_child() -> None:
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     child.join()
+
+
+def _late(function: Callable[..., Any], *arguments: object) -> Any:
+    time.sleep(WAIT)
+    return function(*arguments)
+
+
+class SlowPool(ProcessPoolExecutor):
+    """A caller's own pool of two, which has something left to do when the first share is done."""
+
+    def __init__(self) -> None:
+        super().__init__(2, multiprocessing.get_context("spawn"))
+
+    def submit(
+        self, function: Callable[..., Any], /, *arguments: Any, **options: Any
+    ) -> Future[Any]:
+        return super().submit(_late, function, *arguments, **options)
 
 
 class KillsOnce:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from onnxq.errors import CalibrationError, OptionError
 from onnxq.model import load
 from onnxq.prepare import prepare
 from onnxq.spread import shares_of
-from tests.dying import SPAWN, KillsOnce, dask_cluster
+from tests.dying import KillsOnce, SlowPool, dask_cluster
 from tests.test_collect import same
 
 IMAGES = digits_data()[0][: 8 * LEAST + 3]
@@ -77,7 +77,7 @@ def test_a_worker_that_dies_has_its_share_run_again(whole: Calibration) -> None:
 def test_a_foreign_pool_that_breaks_has_its_shares_run_here(whole: Calibration) -> None:
     progress = KillsOnce(len(IMAGES))
     with (
-        ProcessPoolExecutor(2, SPAWN) as pool,
+        SlowPool() as pool,
         pytest.warns(RuntimeWarning, match="executor broke"),
     ):
         assert same(whole, onnxq.calibrate(DIGITS, IMAGES, executor=pool, progress=progress))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from onnxq.prepare import Prepared
 from onnxq.recipe import Rule, StaticRecipe
 from onnxq.runtime import serialized
 
-from .dying import SPAWN, KillsOnce, dask_cluster
+from .dying import KillsOnce, SlowPool, dask_cluster
 from .models import Array, Feed, build, normal, samples
 from .test_improve import residual
 
@@ -91,7 +91,7 @@ def test_a_worker_that_dies_has_its_nodes_measured_again() -> None:
 def test_a_foreign_pool_that_breaks_has_its_nodes_measured_here() -> None:
     progress = KillsOnce(measurements())
     with (
-        ProcessPoolExecutor(2, SPAWN) as pool,
+        SlowPool() as pool,
         pytest.warns(RuntimeWarning, match="executor broke: . of 4 shares"),
     ):
         found = onnxq.analyze(blocks(), FEEDS, recipe=RECIPE, executor=pool, progress=progress)
