@@ -24,6 +24,7 @@ from onnxq.improve.frontier import Frontier
 from onnxq.improve.layer import Layer, layer_of
 from onnxq.improve.ledger import Entry
 from onnxq.improve.own_bias import bias_of
+from onnxq.improve.sessions import give_memory_back
 from onnxq.numerics.quantize import quantize
 from onnxq.numerics.rounding import adaround, descend, layer_error, with_scales
 from onnxq.parametrize import refit_biases
@@ -89,6 +90,7 @@ def rounded(context: Context, plan: Plan, step: str, *, learned: bool) -> tuple[
                 expected = context.means[node.outputs[0].name or ""]
                 plan = bias.shifted(plan, value, bias.shrunk_mean(expected - fit.means(plan)))
         fit, judge = fit.advance(plan), judge.advance(plan)
+        give_memory_back()  # parts differ in what they take, and are many
     return plan, changed
 
 
