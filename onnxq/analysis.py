@@ -121,6 +121,7 @@ def analyze(
             reference = ranking_reference(context)
             whole = Judge(variants.base.emulated, reference).errors(plan)
             ranking = sensitivities(variants, reference, progress, both=True, spread=spread)
+            variants.forget()
     except RuntimeFailureError as error:
         raise ModelError(f"{source.label}: onnxruntime cannot run it: {error}") from error
     total = max(1, sum(macs.values()))

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.improve.context import Context
-from onnxq.improve.own_bias import bias_of
+from onnxq.improve.own_bias import own_bias
 from onnxq.model import constant
 from onnxq.plans import Plan, WeightUpdate
 from onnxq.qtypes import Float64Array
@@ -45,7 +45,7 @@ def sequentially(context: Context, plan: Plan) -> tuple[Plan, int]:
     frontier, corrected = context.fit, 0
     for part in context.emulated.parts:
         node = part.weighted
-        bias = None if node is None else bias_of(node, plan.placement)
+        bias = None if node is None else own_bias(node, plan.placement)
         if node is not None and bias is not None:
             expected = context.means[node.outputs[0].name or ""]
             shift = shrunk_mean(expected - frontier.means(plan))

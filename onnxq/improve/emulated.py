@@ -21,8 +21,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxq.improve.own_bias import bias_of
-from onnxq.improve.part import Constant, Part, info, is_pointwise, names_read
+from onnxq.improve.own_bias import own_bias
+from onnxq.improve.part import Constant, Part, is_pointwise, names_read, tensor_info
 from onnxq.improve.sessions import session_options
 from onnxq.numerics.quantize import dequantize, quantize
 from onnxq.plans import (
@@ -100,8 +100,8 @@ class Emulated:
     def _split(self) -> None:
         graph = self.prepared.ir.graph
         weighted = [node for node in graph if node.name in self.weighted]
-        biases = [bias_of(node, self.placement) for node in weighted]
-        self._float_biases = {b.name for b in biases if b is not None}
+        biases = [own_bias(node, self.placement) for node in weighted]
+        self._own_biases = {b.name for b in biases if b is not None}
         for value in graph.inputs:
             self._quantize(value.name or "")
         for node in graph:
@@ -139,7 +139,7 @@ class Emulated:
             key = f"{use.node}/onnxq_bias"
             self.parts[-1].constants[key] = Constant(functools.partial(self._bias, bias), FLOAT)
             return key
-        if name in self._float_biases:
+        if name in self._own_biases:
             key = f"{use.node}/onnxq_bias"
             self.parts[-1].constants[key] = Constant(
                 functools.partial(self._float_bias, name), FLOAT
@@ -216,8 +216,8 @@ class Emulated:
         """Of a tensor that passes between parts."""
         for placed in self._placed.values():
             if name == quantized_name(placed.tensor):
-                return info(name, int(ir.DataType.from_numpy(placed.spec.qtype.dtype)))
-        return info(name, self._dtypes.get(name, FLOAT))
+                return tensor_info(name, int(ir.DataType.from_numpy(placed.spec.qtype.dtype)))
+        return tensor_info(name, self._dtypes.get(name, FLOAT))
 
     def _link(self) -> None:
         """Which tensors pass between parts."""
@@ -374,7 +374,7 @@ class Emulated:
         read = {name for node in nodes for name in names_read(node)}
         inputs = [
             *(self._info(name) for name in part.reads if name in read),
-            *(info(name, c.dtype) for name, c in part.constants.items() if name in read),
+            *(tensor_info(name, c.dtype) for name, c in part.constants.items() if name in read),
         ]
         kept = []
         for name in sorted(read):

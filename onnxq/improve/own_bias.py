@@ -6,12 +6,13 @@ import onnx_ir as ir
 
 from onnxq.model import constant
 from onnxq.optable import gemm_output_axis, rule_of
+from onnxq.placement.nodes import bias_of
 from onnxq.plans import Placement
 
-__all__ = ["bias_of"]
+__all__ = ["own_bias"]
 
 
-def bias_of(node: ir.Node, placement: Placement) -> ir.Value | None:
+def own_bias(node: ir.Node, placement: Placement) -> ir.Value | None:
     """What a correction of the node's output can be added to, a channel or one for all.
 
     An input of the node; or, for one without a bias, what the Add behind it adds in float (in a
@@ -20,10 +21,9 @@ def bias_of(node: ir.Node, placement: Placement) -> ir.Value | None:
     rule = rule_of(node)
     if rule is None:
         return None
-    if rule.bias is not None and len(node.inputs) > rule.bias:
-        value = node.inputs[rule.bias]
-        if value is not None:
-            return value if _is_own(value) else None
+    value = bias_of(node, rule)
+    if value is not None:
+        return value if _is_own(value) else None
     value = _added(node)
     if value is None or value.name in {weight.tensor for weight in placement.weights}:
         return None

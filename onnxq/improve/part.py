@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxq.plans import Plan
 from onnxq.qtypes import Array
 
-__all__ = ["Constant", "Part", "info", "is_pointwise", "names_read"]
+__all__ = ["Constant", "Part", "is_pointwise", "names_read", "tensor_info"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ def is_pointwise(node: ir.Node) -> bool:
     return plain and once and not padded and all(d == 1 for d in tensor.shape.numpy()[2:])
 
 
-def info(name: str, dtype: int) -> onnx.ValueInfoProto:
+def tensor_info(name: str, dtype: int) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, dtype, None)
 
 

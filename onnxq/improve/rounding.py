@@ -23,7 +23,7 @@ from onnxq.improve.context import Context
 from onnxq.improve.frontier import Frontier
 from onnxq.improve.layer import Layer, layer_of
 from onnxq.improve.ledger import Entry
-from onnxq.improve.own_bias import bias_of
+from onnxq.improve.own_bias import own_bias
 from onnxq.improve.sessions import give_memory_back
 from onnxq.numerics.quantize import quantize
 from onnxq.numerics.rounding import adaround, descend, layer_error, with_scales
@@ -85,7 +85,7 @@ def rounded(context: Context, plan: Plan, step: str, *, learned: bool) -> tuple[
                 context.ledger.add(entry)
                 plan = found.plan
                 changed += found.kept
-            value = bias_of(node, plan.placement)
+            value = own_bias(node, plan.placement)
             if value is not None:
                 expected = context.means[node.outputs[0].name or ""]
                 plan = bias.shifted(plan, value, bias.shrunk_mean(expected - fit.means(plan)))

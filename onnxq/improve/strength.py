@@ -26,7 +26,7 @@ import onnx_ir as ir
 
 from onnxq.improve.context import Context
 from onnxq.improve.observed import Observed
-from onnxq.improve.own_bias import bias_of
+from onnxq.improve.own_bias import own_bias
 from onnxq.improve.rescaling import Link, Scaled, values_of, weight_maxima
 from onnxq.numerics.quantize import abs_max, dequantize, quantize, symmetric_params
 from onnxq.numerics.statistics import StatisticsBuilder
@@ -194,7 +194,7 @@ def _search(context: Context, plan: Plan, link: Link, seen: Observed) -> _Search
 
 def _has_bias(node: ir.Node, plan: Plan) -> bool:
     """As an input. What an Add behind the node adds is corrected later than this is judged."""
-    bias = bias_of(node, plan.placement)
+    bias = own_bias(node, plan.placement)
     return bias is not None and bias in node.inputs
 
 

@@ -12,6 +12,7 @@ best      the same; and above it up to 3 % of the MACs where that brings 1.5 dB 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -234,18 +235,22 @@ class _Stage:
 
     def _pays(self, variant: Variant) -> bool:
         """Whether it leaves GAIN_SAVED of the time that int8 saves; as far as that is known."""
-        recipe = self._setup.recipe
-        costs = target_of(recipe.target).at(recipe.bits).costs
-        if costs is None:
-            return True
-        prepared, sizes = self._setup.prepared, self._sizes
-        before, after = (
-            estimated_gain(prepared, plan.placement, costs, sizes)
-            for plan in (self._plan, variant.plan)
-        )
+        before, after = self._saved, self._saved_by(variant.plan)
         if before is None or after is None:
             return True
         return after >= before - (1 - GAIN_SAVED) * abs(before)
+
+    @functools.cached_property
+    def _saved(self) -> float | None:
+        return self._saved_by(self._plan)
+
+    def _saved_by(self, plan: Plan) -> float | None:
+        """Seconds, by the target's costs; None if they are not known."""
+        recipe = self._setup.recipe
+        costs = target_of(recipe.target).at(recipe.bits).costs
+        if costs is None:
+            return None
+        return estimated_gain(self._setup.prepared, plan.placement, costs, self._sizes)
 
     def _cost(self) -> float:
         """Runs of one sample through the network: about half of it for each ranked node."""

@@ -22,7 +22,7 @@ import onnxruntime as ort
 from onnxq.calibration import Calibration
 from onnxq.improve.emulated import Emulated
 from onnxq.improve.frontier import Batch, Frontier
-from onnxq.improve.own_bias import bias_of
+from onnxq.improve.own_bias import own_bias
 from onnxq.improve.sessions import give_memory_back
 from onnxq.model import constant
 from onnxq.optable import Role, rule_of
@@ -270,7 +270,7 @@ def _carried(
     }
     biases = {b.use: plan.biases[b.use] for b in placement.biases if b.use in plan.biases}
     weighted = {use.node for w in placement.weights if w.form == "kernel" for use in w.uses}
-    added = [bias_of(node, placement) for node in prepared.ir.graph if node.name in weighted]
+    added = [own_bias(node, placement) for node in prepared.ir.graph if node.name in weighted]
     read = (*kernels, *(bias.name or "" for bias in added if bias is not None))
     updates = {name: plan.updates[name] for name in read if name in plan.updates}
     if all(name in params for name in tensors) and len(biases) == len(placement.biases):
